@@ -1,0 +1,115 @@
+"""A guard against gradients that are not finite: drop the step, and stop the run when that does not help."""
+
+import logging
+
+import lightning as L
+import torch
+from torch import Tensor
+
+log = logging.getLogger("genpred")
+
+
+class FiniteGradients(L.Callback):
+    """Drops the gradients of a step whose total norm is not finite; raises when that happens many times in a row.
+
+    The norm is taken right before the optimizer's step, after gradients were averaged over ranks, so a NaN on one rank
+    makes all ranks drop the same step and they stay in step.
+
+    Dropped gradients become zeros instead of ``None``: an adaptive optimizer lets its moments decay and takes a step of
+    what momentum is left, bounded by the learning rate. In exchange nobody waits for the device: on a GPU the zeros are
+    written by a kernel that depends on the flag, the counts live there too, and the host reads them once in
+    ``max_consecutive`` steps (it notices a failure at most that much later). On the CPU it reads them at each step.
+
+    ``train/skipped_steps`` is logged, and a warning written, whenever a read finds new ones.
+
+    Args:
+        max_consecutive: number of dropped steps in a row at which the run ends, at least 1.
+
+    Raises:
+        ValueError: if ``max_consecutive`` is below 1.
+    """
+
+    def __init__(self, max_consecutive: int = 10) -> None:
+        if max_consecutive < 1:
+            raise ValueError(f"max_consecutive is {max_consecutive}: a run ends after 1 dropped step or more")
+        self.max_consecutive = max_consecutive
+        self.skipped_steps = 0  # as of the last read
+        self._counts = torch.zeros(3, dtype=torch.int64)  # dropped: in all, in the present row, in the longest row
+        self._calls = 0
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Check the gradients that ``optimizer`` is about to use."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # []
+        if bad.device.type == "cpu":
+            if bad:
+                self._count(bad)
+                self._read(trainer, pl_module)
+                torch._foreach_zero_(gradients)
+            else:
+                self._counts[1] = 0
+            return
+        self._count(bad)
+        self._calls += 1
+        if self._calls % self.max_consecutive == 0:
+            self._read(trainer, pl_module)
+        for gradient in gradients:
+            gradient.masked_fill_(bad, 0.0)  # a product would not do: NaN times 0 is NaN
+
+    def _count(self, bad: Tensor) -> None:
+        self._counts = self._counts.to(bad.device)
+        row = (self._counts[1] + 1) * bad
+        self._counts = torch.stack([self._counts[0] + bad, row, torch.maximum(self._counts[2], row)])
+
+    def _read(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        skipped, _, longest = self._counts.tolist()
+        if skipped > self.skipped_steps:
+            log.warning(
+                "gradients were not finite: %d step(s) dropped by step %d, %d in all",
+                skipped - self.skipped_steps,
+                trainer.global_step,
+                skipped,
+            )
+            pl_module.log("train/skipped_steps", float(skipped), on_step=True, on_epoch=False)
+        self.skipped_steps = skipped
+        if longest >= self.max_consecutive:
+            raise FloatingPointError(self._diagnosis(trainer, pl_module, longest))
+
+    @staticmethod
+    def _diagnosis(trainer: L.Trainer, pl_module: L.LightningModule, longest: int) -> str:
+        parts = ", ".join(
+            f"{name} = {float(value):.6g}"
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/") and name != "train/skipped_steps"
+        )
+        named = dict(pl_module.named_parameters())
+        weights = [name for name, p in named.items() if not p.isfinite().all()]
+        slopes = [name for name, p in named.items() if p.grad is not None and not p.grad.isfinite().all()]
+        remedy = (
+            "The weights themselves are not finite: go back to an earlier checkpoint."
+            if weights
+            else "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look for zeros under a "
+            "logarithm, a root or a division."
+        )
+        return (
+            f"gradients were not finite in {longest} steps in a row, up to step {trainer.global_step} "
+            f"(epoch {trainer.current_epoch}). Loss parts: {parts or 'none logged'}. "
+            f"Not finite now: gradients of {', '.join(slopes[:5]) or 'nothing'}"
+            f"{f' and {len(slopes) - 5} more' if len(slopes) > 5 else ''}; "
+            f"weights {', '.join(weights[:5]) or 'none'}{f' and {len(weights) - 5} more' if len(weights) > 5 else ''}. "
+            f"{remedy}"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of dropped steps, which a resumed run adds to."""
+        return {"skipped_steps": int(self._counts[0])}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting; a row of dropped steps starts anew."""
+        self.skipped_steps = state_dict["skipped_steps"]
+        self._counts = torch.tensor([self.skipped_steps, 0, 0])

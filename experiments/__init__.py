@@ -1,0 +1,1 @@
+"""Everything that runs: configuration, command lines, results."""

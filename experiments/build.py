@@ -1,0 +1,325 @@
+"""From a resolved configuration to a finished run folder."""
+
+import datetime
+import importlib.metadata
+import logging
+import netrc
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import filelock
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import OmegaConf
+
+from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint, whole_file
+from callbacks.collapse import PosteriorCollapse
+from callbacks.finite import FiniteGradients
+from callbacks.imputation_metrics import ImputationMetrics
+from callbacks.progress import progress_bars
+from callbacks.results import RunStatistics, read_json, write_json_atomically
+from callbacks.rng import RandomState
+from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class
+from experiments.report import print_table, published_figures, run_table
+
+log = logging.getLogger("genpred")
+METRICS = {"imputation": ImputationMetrics}
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; its message says what to do."""
+
+
+def build_module(experiment: Experiment) -> L.LightningModule:
+    """The method, from plain values only."""
+    return _construct(experiment.config["model"], f"{experiment.name}: model")
+
+
+def build_data(experiment: Experiment) -> L.LightningDataModule:
+    """The data set's module."""
+    return _construct(experiment.config["data"], f"{experiment.name}: data")
+
+
+def _construct(section: dict[str, Any], origin: str) -> Any:
+    arguments = {key: value for key, value in section.items() if key != "class"}
+    try:
+        return load_class(section["class"], origin)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
+    """Train and score an experiment, or continue or report what is there; print its table.
+
+    Args:
+        experiment: from ``compose``.
+        dry_run: one batch of everything, in a folder that is thrown away.
+
+    Returns:
+        The contents of ``results.json``.
+
+    Raises:
+        RunError: another process works in the folder, or it holds a run of another configuration.
+        ConfigError: a constructor refuses its arguments.
+    """
+    _quieten()
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            results = _run(experiment, Path(folder), dry_run=True)
+            print_table(run_table(results))
+            return results
+    folder = experiment.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Ranks that the strategy starts on its own belong to the process that holds the lock.
+        with filelock.FileLock(folder / ".lock", timeout=0) if _is_first_process() else _nothing():
+            results = _start(experiment, folder)
+    except filelock.Timeout as error:
+        raise RunError(f"another process works in {folder}; wait for it, or choose another run_root or seed") from error
+    except PermissionError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=...") from error
+    if _is_first_process():
+        print_table(run_table(results))
+    return results
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
+
+
+class _nothing:  # noqa: N801 - stands beside FileLock as a context manager
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _start(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    config_path, results_path = folder / "config.yaml", folder / "results.json"
+    if experiment.config["force"] and _is_first_process():
+        _clear(folder)
+    if config_path.exists():
+        stored = OmegaConf.to_container(OmegaConf.load(config_path))
+        lines = differences(stored, experiment.identity | {"seed": experiment.config["seed"]})
+        if lines:
+            raise RunError(
+                f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
+                "start over with force=true, or choose another run_root"
+            )
+    elif _is_first_process():
+        _write_text(config_path, OmegaConf.to_yaml(experiment.identity | {"seed": experiment.config["seed"]}))
+    if results_path.exists():
+        print(f"{folder} is finished; force=true runs it again")
+        return read_json(results_path)
+    return _run(experiment, folder)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run has left, the mark of a finished run first."""
+    import shutil
+
+    (folder / "results.json").unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[str, Any]:
+    config = experiment.config
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("genpred", "lightning.pytorch", "py.warnings")]
+    for each in loggers:
+        each.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        return _fit_and_test(experiment, folder, dry_run, config)
+    finally:
+        logging.captureWarnings(False)
+        for each in loggers:
+            each.removeHandler(handler)
+        handler.close()
+
+
+def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: dict[str, Any]) -> dict[str, Any]:
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    data, module = build_data(experiment), build_module(experiment)
+    statistics, collapse = RunStatistics(), PosteriorCollapse()
+    metrics = METRICS[data.task](**data.evaluation_arguments)
+    checkpoints = folder / "checkpoints"
+    callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
+    if not dry_run:
+        callbacks += checkpoint_callbacks(checkpoints, **config["checkpoint"])
+    logger = None if dry_run else _logger(experiment, folder)
+    trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
+    log.info("started %s in %s", experiment.name, folder)
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        resumed = None if dry_run else latest_checkpoint(checkpoints)
+        if resumed:
+            log.info("continuing from %s", resumed)
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    scores = trainer.test(module, data, verbose=False)[0]
+    baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
+    results = {
+        "experiment": experiment.name,
+        "method": experiment.method,
+        "dataset": experiment.dataset,
+        "preset": config["preset"],
+        "variant": experiment.variant,
+        "seed": config["seed"],
+        "metrics": scores,
+        "published": {key: value for key, value in published_figures(experiment.name).items() if key in scores},
+        "baselines": baselines,
+        **statistics.statistics,
+        "warnings": collapse.warnings,
+        "config_sha256": config_hash(experiment.identity),
+        "data_sha256": data.data_sha256,
+        "data_variant": data.data_variant,
+        "versions": _versions(),
+        "device": _device(trainer),
+        "world_size": trainer.world_size,
+        "git_commit": _git_commit(),
+        "command": _command(experiment),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    if not dry_run and trainer.is_global_zero:
+        write_json_atomically(folder / "results.json", results)
+        if isinstance(logger, WandbLogger):
+            _finish_wandb(logger, results)
+    return results
+
+
+def _trainer(
+    arguments: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[L.Callback], dry_run: bool
+) -> L.Trainer:
+    progress = any(isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks)
+    return L.Trainer(
+        **{
+            "default_root_dir": str(folder),
+            "logger": logger or False,
+            "callbacks": callbacks,
+            "plugins": [AtomicCheckpointIO()],
+            "use_distributed_sampler": False,  # the DataModule shards without padding
+            "enable_checkpointing": not dry_run,
+            "enable_progress_bar": progress,
+            "enable_model_summary": False,
+            **arguments,
+            **({"fast_dev_run": True} if dry_run else {}),
+        }
+    )
+
+
+def _score_baseline(
+    name: str, experiment: Experiment, data: L.LightningDataModule, folder: Path, dry_run: bool
+) -> dict[str, float]:
+    """Score another method, which needs no training, on the same test data."""
+    baseline = compose(f"{name}_{experiment.dataset}")
+    module = build_module(baseline)
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(f"baselines: {name} needs training; run {baseline.name} on its own")
+    metrics = METRICS[data.task](**data.evaluation_arguments)
+    trainer = _trainer(experiment.config["trainer"], folder, None, [metrics], dry_run)
+    return trainer.test(module, data, verbose=False)[0]
+
+
+def _logger(experiment: Experiment, folder: Path) -> Logger | None:
+    kind = experiment.config["logger"]
+    if kind == "none":
+        return None
+    if kind == "csv":
+        return CSVLogger(str(folder), name="", version="csv")
+    # The id is stored before anything is logged: a run that is started again continues the same W&B run.
+    id_path = folder / "wandb_id"
+    if not id_path.exists() and _is_first_process():
+        _write_text(id_path, secrets.token_hex(4))
+    online = kind == "wandb_online" or _logged_in_to_wandb()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*anonymous.*")
+        logger = WandbLogger(
+            name=f"{experiment.name}/{experiment.variant}/seed{experiment.config['seed']}",
+            save_dir=str(folder),
+            id=id_path.read_text().strip(),
+            resume="allow",
+            project="genpred",
+            job_type=experiment.config["task"],
+            tags=[experiment.method, experiment.dataset, experiment.config["preset"]],
+            offline=not online,
+            settings={"silent": True, "console": "off"},
+        )
+    logger.log_hyperparams(experiment.identity | {"seed": experiment.config["seed"]})
+    return logger
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _finish_wandb(logger: WandbLogger, results: dict[str, Any]) -> None:
+    import wandb
+
+    summary = logger.experiment.summary
+    summary.update(results["metrics"])
+    summary.update({f"published/{key}": value["mean"] for key, value in results["published"].items()})
+    wandb.finish()
+
+
+def _quieten() -> None:
+    """Silence advertisements and warnings about what is meant to be as it is."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
+    for message in (
+        ".*does not have many workers.*",  # batches are slices of tensors: workers would slow them down
+        ".*srun.*command is available on your system but is not used.*",
+        ".*No `?test_dataloader.*",
+        "You are using `torch.load` with `weights_only=False`.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _device(trainer: L.Trainer) -> str:
+    import torch
+
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    return trainer.strategy.root_device.type
+
+
+def _git_commit() -> str:
+    """Commit of the code that ran, "-dirty" behind it where files differ; empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _command(experiment: Experiment) -> str:
+    """The command that makes this run again, wherever its folder is."""
+    overrides = [each for each in experiment.overrides if not each.startswith(("force=", "run_root="))]
+    return shlex.join(["python", "-m", "experiments.run", experiment.name, *overrides])

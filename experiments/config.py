@@ -1,0 +1,315 @@
+"""Configuration of an experiment, composed with OmegaConf and checked against the constructors it will call.
+
+An experiment is ``<method>_<dataset>``. Its configuration is ``defaults.yaml``, then ``methods/<method>.yaml``,
+``datasets/<dataset>.yaml``, ``tuned/<method>_<dataset>.yaml`` where there is one, the chosen preset of these files, and
+the command line, each laid over the ones before. The arguments of the LightningModule's, the DataModule's and the
+Trainer's constructors are the schema: each layer is checked on its own, so that an error names the file.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).parent
+SECTIONS = ("model", "data", "trainer")
+SETTINGS = {
+    "task": str,
+    "preset": str,
+    "seed": int,
+    "run_root": str,
+    "logger": Literal["wandb", "wandb_online", "csv", "none"],
+    "force": bool,
+    "baselines": list[str],
+    "checkpoint": {"every_n_steps": int, "monitor": str | None, "mode": Literal["min", "max"]},
+}
+# What says where and how to run, not what: it neither names the run folder nor has to agree with the stored run.
+NOT_IDENTITY = ("seed", "run_root", "logger", "force")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; its message is one line that names the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A resolved experiment: ``config`` holds plain values only."""
+
+    name: str
+    method: str
+    dataset: str
+    variant: str
+    config: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives: the same experiment, variant and seed always meet in one folder."""
+        return Path(self.config["run_root"]) / self.name / self.variant / f"seed{self.config['seed']}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a stored run has to agree with, to be continued."""
+        return {key: value for key, value in self.config.items() if key not in NOT_IDENTITY}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean X?', or the list of what is known where nothing is near."""
+    known = sorted(known)
+    match = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean '{match[0]}'?" if match else f" Known: {', '.join(known)}."
+
+
+def _task(path: Path) -> str:
+    found = re.search(r"^task: *(\w+)", path.read_text(), flags=re.MULTILINE)
+    if not found:
+        raise ConfigError(f"{_origin(path)}: the line 'task: <imputation|segmentation|synthesis>' is missing")
+    return found[1]
+
+
+def _origin(path: Path) -> str:
+    return path.relative_to(ROOT.parent).as_posix()
+
+
+def experiments() -> dict[str, list[str]]:
+    """Names of all experiments by task; reads file names and one line of each, nothing else."""
+    methods = [(path.stem, _task(path)) for path in sorted((ROOT / "methods").glob("*.yaml"))]
+    datasets = [(path.stem, _task(path)) for path in sorted((ROOT / "datasets").glob("*.yaml"))]
+    names: dict[str, list[str]] = {}
+    for method, task in methods:
+        names.setdefault(task, []).extend(f"{method}_{dataset}" for dataset, its_task in datasets if its_task == task)
+    return names
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Method and data set of an experiment's name.
+
+    Raises:
+        ConfigError: there is no such experiment.
+    """
+    known = {experiment for names in experiments().values() for experiment in names}
+    if name not in known:
+        raise ConfigError(f"experiment '{name}' does not exist.{nearest(name, known)}")
+    for cut in (match.start() for match in re.finditer("_", name)):
+        method, dataset = name[:cut], name[cut + 1 :]
+        if (ROOT / "methods" / f"{method}.yaml").exists() and (ROOT / "datasets" / f"{dataset}.yaml").exists():
+            return method, dataset
+    raise AssertionError(name)
+
+
+def load_class(path: str, origin: str) -> type:
+    """The class behind a dotted path."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{origin}: class {path!r} cannot be imported: {error}") from error
+
+
+def arguments_of(cls: type) -> dict[str, Any]:
+    """Annotation of each constructor argument."""
+    hints = typing.get_type_hints(cls.__init__)
+    names = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+    return {name: hints.get(name, Any) for name in names}
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Default of each constructor argument that has one, sequences as lists."""
+    parameters = inspect.signature(cls).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
+def check(layer: Mapping[str, Any], schema: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    """Compare a layer of the configuration with the schema.
+
+    Args:
+        layer: nested plain values.
+        schema: for each key its annotation, or the schema of what is below it.
+        origin: file or command line, named in errors.
+        prefix: path of the layer within the configuration.
+
+    Raises:
+        ConfigError: an unknown key, or a value of a wrong type.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    for key, value in layer.items():
+        place = f"{origin}: {prefix}{key}"
+        if key not in schema:
+            raise ConfigError(f"{place} is not known.{nearest(str(key), schema)}")
+        expected = schema[key]
+        if isinstance(expected, Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{place}={value!r} must hold keys: {', '.join(sorted(expected))}")
+            check(value, expected, origin, f"{prefix}{key}.")
+            continue
+        try:
+            TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+        except ValidationError as error:
+            expected_words = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+            raise ConfigError(f"{place}={value!r} is of a wrong type: {expected_words}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file as plain values; an absent file is empty."""
+    from omegaconf import OmegaConf
+
+    if not path.exists():
+        return {}
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # the parser's own errors have no common base class
+        raise ConfigError(f"{_origin(path)}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        if "=" not in override or override.startswith(("=", "-")):
+            raise ConfigError(f"command line: '{override}' is not of the form key=value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True)
+    except Exception as error:
+        raise ConfigError(f"command line: {' '.join(str(error).split())}") from error
+
+
+def _expand_short_keys(overrides: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """``evaluation=published`` for ``data.evaluation=published``: an argument's bare name, where it names one only."""
+    expanded: dict[str, Any] = {key: value for key, value in overrides.items() if key in SECTIONS}
+    for key, value in overrides.items():
+        if key in SECTIONS:
+            continue
+        homes = [section for section in SECTIONS if key in schema[section]] if key not in schema else []
+        if len(homes) > 1:
+            choices = " or ".join(f"{home}.{key}" for home in homes)
+            raise ConfigError(f"command line: {key} is not unique: write {choices}")
+        if homes:
+            expanded.setdefault(homes[0], {})[key] = value
+        elif key in schema:
+            expanded[key] = value
+        else:
+            every = set(schema).union(*(schema[section] for section in SECTIONS))
+            raise ConfigError(f"command line: {key} is not known.{nearest(key, every)}")
+    return expanded
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line for each key whose values differ."""
+    left, right = _flat(stored), _flat(wanted)
+    absent = "(absent)"
+    return [
+        f"{key}: stored {left.get(key, absent)!r}, now {right.get(key, absent)!r}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key, absent) != right.get(key, absent)
+    ]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the configuration as canonical JSON."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def compose(name: str, overrides: list[str] | None = None) -> Experiment:
+    """Resolve an experiment.
+
+    Args:
+        name: ``<method>_<dataset>``.
+        overrides: ``key=value`` with dotted keys, as on the command line.
+
+    Raises:
+        ConfigError: in one line, the place of what is wrong and the nearest right name.
+    """
+    method, dataset = split_name(name)
+    paths = [
+        ROOT / "defaults.yaml",
+        ROOT / "methods" / f"{method}.yaml",
+        ROOT / "datasets" / f"{dataset}.yaml",
+        ROOT / "tuned" / f"{name}.yaml",
+    ]
+    layers = [(_origin(path), _read(path)) for path in paths]
+    raw_overrides = _read_overrides(overrides or [])
+    classes = {section: _class_of(section, [*layers, ("command line", raw_overrides)]) for section in ("model", "data")}
+    schema = SETTINGS | {section: {"class": str} | arguments_of(cls) for section, cls in classes.items()}
+    schema["trainer"] = _trainer_arguments()
+
+    command_line = _expand_short_keys(raw_overrides, schema)
+    presets = [(f"{origin}: presets", layer.pop("presets", None) or {}) for origin, layer in layers]
+    known_presets = {"paper"}.union(*(preset for _, preset in presets))
+    preset = command_line.get("preset", layers[0][1]["preset"])
+    if preset not in known_presets:
+        raise ConfigError(f"command line: preset '{preset}' of {name} does not exist.{nearest(str(preset), known_presets)}")
+    for origin, each in presets:
+        for key, layer in each.items():
+            check(layer, schema, f"{origin}.{key}")
+    layers += [(f"{origin}.{preset}", each.get(preset) or {}) for origin, each in presets]
+    for origin, layer in [*layers, ("command line", command_line)]:
+        check(layer, schema, origin)
+    before = _complete(_merge([layer for _, layer in layers]), classes, dataset)
+    config = _complete(_merge([layer for _, layer in layers] + [command_line]), classes, dataset)
+
+    unchanged = _flat(before)
+    changed = {
+        key: value
+        for key, value in _flat(command_line).items()
+        if key.split(".")[0] not in NOT_IDENTITY and (key == "preset" or unchanged.get(key) != value)
+    }
+    if changed.get("preset") == layers[0][1]["preset"]:
+        del changed["preset"]
+    variant = config_hash(changed)[:8] if changed else "default"
+    return Experiment(name, method, dataset, variant, config, tuple(overrides or ()))
+
+
+def _class_of(section: str, layers: list[tuple[str, dict]]) -> type:
+    for origin, layer in reversed(layers):
+        path = layer[section].get("class") if isinstance(layer.get(section), Mapping) else None
+        if path is not None:
+            return load_class(path, f"{origin}: {section}.class")
+    raise ConfigError(f"{layers[1][0]} and {layers[2][0]}: {section}.class is missing")
+
+
+def _trainer_arguments() -> dict[str, Any]:
+    import lightning
+
+    return arguments_of(lightning.Trainer)
+
+
+def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.merge(*layers))
+
+
+def _complete(config: dict[str, Any], classes: dict[str, type], dataset: str) -> dict[str, Any]:
+    """Fill in the constructors' defaults and what the data determine of the model."""
+    data = {key: value for key, value in config["data"].items() if key != "class"}
+    known = defaults_of(classes["data"])
+    if "seed" in known:
+        known["seed"] = config["seed"]
+    try:
+        facts = classes["data"](**(known | data)).model_arguments
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data set {dataset}: {error}") from error
+    wanted = arguments_of(classes["model"])
+    model = defaults_of(classes["model"]) | {key: value for key, value in facts.items() if key in wanted} | config["model"]
+    missing = [key for key in wanted if key not in model]
+    if missing:
+        raise ConfigError(f"model.{missing[0]} has no default, and data set {dataset} does not determine it: set it")
+    config["data"] = {"class": config["data"]["class"]} | known | data
+    config["model"] = {"class": config["model"]["class"]} | {key: value for key, value in model.items() if key != "class"}
+    return config

@@ -1,0 +1,1 @@
+"""Distributions over time series: covariance kernels, Gaussian process priors, banded Gaussian posteriors."""

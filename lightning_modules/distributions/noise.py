@@ -1,0 +1,46 @@
+"""Standard normal noise that belongs to a row of the data, not to a batch or a process."""
+
+import torch
+from torch import Tensor
+
+# The constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014), as signed.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift (torch's own keeps the sign)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _splitmix64(state: Tensor) -> Tensor:
+    state = state + _GOLDEN
+    state = (state ^ _shift_right(state, 30)) * _MIX_1
+    state = (state ^ _shift_right(state, 27)) * _MIX_2
+    return state ^ _shift_right(state, 31)
+
+
+def normal_by_row(rows: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Independent standard normal numbers that depend on the row's number and the seed alone.
+
+    An evaluation that draws its latent sample so gives the same figure for every batch size and every number of
+    processes. The numbers are splitmix64 hashes of (seed, row, position), mapped by the normal quantile function.
+
+    Args:
+        rows: [batch] int64, the row numbers.
+        shape: shape of the noise of one row.
+        seed: chooses another, independent set of numbers.
+
+    Returns:
+        [batch, *shape] float32 on the device of ``rows``.
+    """
+    if rows.dtype != torch.int64 or rows.ndim != 1:
+        raise ValueError(f"rows must be a vector of int64, got {rows.dtype} of shape {tuple(rows.shape)}")
+    size = int(torch.Size(shape).numel())
+    # Hashing the row before the position is added keeps the streams of neighbouring rows apart.
+    stream = _splitmix64(_splitmix64(rows) ^ _splitmix64(torch.full_like(rows, seed)))  # [batch]
+    position = torch.arange(size, device=rows.device)
+    bits = _splitmix64(stream[:, None] + position * _GOLDEN)  # [batch, size]
+    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), both ends excluded
+    return torch.special.ndtri(uniform).float().reshape(len(rows), *shape)

@@ -1,0 +1,1 @@
+"""Imputation of multivariate time series."""

@@ -1,0 +1,166 @@
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from callbacks.finite import FiniteGradients
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),  # of torch, used by Lightning
+]
+
+
+class Fragile(L.LightningModule):
+    """A least-squares fit; the loss is spoilt at the given steps, on the given rank."""
+
+    def __init__(self, bad_steps=(), bad_rank=0, spoil=torch.nan):
+        super().__init__()
+        self.bad_steps, self.bad_rank, self.spoil = bad_steps, bad_rank, spoil
+        torch.manual_seed(0)
+        self.net = torch.nn.Linear(3, 2)
+        self.history = []
+
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch).square().mean()
+        if batch_idx in self.bad_steps and self.global_rank == self.bad_rank:
+            loss = loss * self.spoil
+        self.log("train/loss", loss)
+        return loss
+
+    def on_train_batch_end(self, *_):
+        self.history.append(self.net.weight.detach().clone().cpu())
+
+    def train_dataloader(self):
+        g = torch.Generator().manual_seed(1)
+        return DataLoader(torch.randn(12, 4, 3, generator=g), batch_size=None)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+class Keep(L.Callback):
+    """Notes each logged number of skipped steps."""
+
+    def __init__(self):
+        self.logged = {}
+
+    def on_train_batch_end(self, trainer, *_):
+        if "train/skipped_steps" in trainer.callback_metrics:
+            self.logged[trainer.global_step] = int(trainer.callback_metrics["train/skipped_steps"])
+
+
+def train(folder, module, guard, accelerator="cpu", **arguments):
+    keep = Keep()
+    L.Trainer(
+        default_root_dir=folder,
+        accelerator=accelerator,
+        max_epochs=1,
+        callbacks=[guard, keep],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    ).fit(module)
+    return keep
+
+
+def adam_with_zeros(bad_steps):
+    """The same fit without Lightning, gradients of bad steps set to zero."""
+    module = Fragile()
+    optimizer = module.configure_optimizers()
+    for step, batch in enumerate(module.train_dataloader()):
+        optimizer.zero_grad()
+        module.net(batch).square().mean().backward()
+        if step in bad_steps:
+            for parameter in module.parameters():
+                parameter.grad.zero_()
+        optimizer.step()
+    return module.net.weight
+
+
+@pytest.mark.parametrize("spoil", [torch.nan, torch.inf])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_bad_steps_have_zero_gradients_and_are_counted(tmp_path, spoil, clip, caplog):
+    guard = FiniteGradients(max_consecutive=3)
+    module = Fragile({2, 5, 6}, spoil=spoil)
+    keep = train(tmp_path, module, guard, gradient_clip_val=clip)
+    assert guard.skipped_steps == 3
+    assert keep.logged[3] == 1
+    assert keep.logged[7] == 3
+    assert "1 step(s) dropped by step 2, 1 in all" in caplog.text
+    assert module.net.weight.isfinite().all()
+    if clip is None:
+        torch.testing.assert_close(module.net.weight, adam_with_zeros({2, 5, 6}), rtol=0, atol=0)
+
+
+def test_finite_steps_are_untouched(tmp_path):
+    module, guard = Fragile(), FiniteGradients()
+    assert train(tmp_path, module, guard).logged == {}
+    torch.testing.assert_close(module.net.weight, adam_with_zeros(()), rtol=0, atol=0)
+
+
+def test_many_in_a_row_end_the_run_in_words(tmp_path):
+    module = Fragile({1, 2, 5, 6, 7, 8, 9})  # a row of two does not count
+    with pytest.raises(FloatingPointError) as raised:
+        train(tmp_path, module, FiniteGradients(max_consecutive=3))
+    message = str(raised.value)
+    assert "3 steps in a row, up to step 7 (epoch 0)" in message
+    assert "train/loss = nan" in message
+    assert "gradients of net.weight, net.bias" in message
+    assert "Lower the learning rate" in message
+    assert len(module.history) == 7
+
+
+def test_broken_weights_are_named(tmp_path):
+    module = Fragile()
+    with torch.no_grad():
+        module.net.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"weights net.bias. The weights themselves are not finite"):
+        train(tmp_path, module, FiniteGradients(max_consecutive=2))
+
+
+def test_nan_on_one_rank_drops_the_step_on_all(tmp_path):
+    class Check(FiniteGradients):
+        def on_train_end(self, trainer, pl_module):
+            both = pl_module.all_gather(torch.cat([pl_module.net.weight.detach().flatten(), self._counts]))
+            assert torch.equal(both[0], both[1])
+            assert both.isfinite().all()
+            assert self.skipped_steps == 2
+
+    guard = Check(max_consecutive=3)
+    train(tmp_path, Fragile({2, 5}, bad_rank=1), guard, devices=2, strategy="ddp_fork", use_distributed_sampler=False)
+
+
+def test_the_count_survives_a_checkpoint():
+    guard = FiniteGradients()
+    guard.load_state_dict({"skipped_steps": 7})
+    assert guard.skipped_steps == 7
+    assert guard.state_dict() == {"skipped_steps": 7}
+    with pytest.raises(ValueError, match="max_consecutive is 0"):
+        FiniteGradients(0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_without_waiting_for_it(tmp_path):
+    guard = FiniteGradients(max_consecutive=4)
+
+    class Watched(Fragile):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+        def on_after_backward(self):
+            # From here to the optimizer's step anything that waits for the device is an error, but for every fourth step.
+            torch.cuda.set_sync_debug_mode("default" if guard._calls % 4 == 3 else "error")
+
+        def on_before_optimizer_step(self, optimizer):
+            torch.cuda.set_sync_debug_mode("default")
+
+    module = Watched({2, 5, 6})
+    train(tmp_path, module, guard, accelerator="gpu", devices=1)
+    assert guard.state_dict() == {"skipped_steps": 3}
+    assert module.net.weight.isfinite().all()
+    torch.testing.assert_close(module.net.weight.cpu(), adam_with_zeros({2, 5, 6}), rtol=1e-4, atol=1e-6)
+    with pytest.raises(FloatingPointError, match="4 steps in a row"):
+        train(tmp_path, Fragile(range(12)), FiniteGradients(max_consecutive=4), accelerator="gpu", devices=1)
