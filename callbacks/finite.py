@@ -37,6 +37,10 @@ class FiniteGradients(L.Callback):
         self._counts = torch.zeros(3, dtype=torch.int64)  # dropped: in all, in the present row, in the longest row
         self._calls = 0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count where the gradients are."""
+        self._counts = self._counts.to(pl_module.device)
+
     @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -46,23 +50,17 @@ class FiniteGradients(L.Callback):
         if not gradients:
             return
         bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # []
-        if bad.device.type == "cpu":
-            if bad:
-                self._count(bad)
-                self._read(trainer, pl_module)
-                torch._foreach_zero_(gradients)
-            else:
-                self._counts[1] = 0
-            return
         self._count(bad)
         self._calls += 1
-        if self._calls % self.max_consecutive == 0:
+        no_wait = bad.device.type == "cpu"
+        if no_wait or self._calls % self.max_consecutive == 0:
             self._read(trainer, pl_module)
+        if no_wait and not bad:
+            return
         for gradient in gradients:
             gradient.masked_fill_(bad, 0.0)  # a product would not do: NaN times 0 is NaN
 
     def _count(self, bad: Tensor) -> None:
-        self._counts = self._counts.to(bad.device)
         row = (self._counts[1] + 1) * bad
         self._counts = torch.stack([self._counts[0] + bad, row, torch.maximum(self._counts[2], row)])
 

@@ -8,24 +8,16 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
 
 log = logging.getLogger("genpred")
 
 
-def _draw_states() -> dict[str, Any]:
-    """States of this process's global generators, as plain values and tensors."""
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  (the global generator is what libraries draw from)
-    version, words, gauss_next = random.getstate()
+def _states() -> dict[str, Any]:
+    """States of this process's global generators, as each library gives them."""
     states = {
         "torch": torch.get_rng_state(),
-        "numpy_key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_position": int(numpy_state["state"]["pos"]),
-        "numpy_has_gauss": int(numpy_state["has_gauss"]),
-        "numpy_gauss": float(numpy_state["gauss"]),
-        "python_version": version,
-        "python_words": torch.tensor(words),
-        "python_gauss": gauss_next,
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  (the global generator, which libraries draw from)
+        "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -34,17 +26,40 @@ def _draw_states() -> dict[str, Any]:
 
 def _set_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
-    np.random.set_state(  # noqa: NPY002
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": states["numpy_key"].numpy().astype(np.uint32), "pos": states["numpy_position"]},
-            "has_gauss": states["numpy_has_gauss"],
-            "gauss": states["numpy_gauss"],
-        }
-    )
-    random.setstate((states["python_version"], tuple(states["python_words"].tolist()), states["python_gauss"]))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    random.setstate(states["python"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def _pack(states: dict[str, Any]) -> dict[str, Any]:
+    """The same as tensors and plain numbers, which ``torch.load(weights_only=True)`` reads."""
+    numpy_state = states["numpy"]
+    version, words, gauss = states["python"]
+    return {
+        **states,
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "position": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+    }
+
+
+def _unpack(packed: dict[str, Any]) -> dict[str, Any]:
+    numpy_state, python_state = packed["numpy"], packed["python"]
+    return {
+        **{name: packed[name].cpu() for name in ("torch", "cuda") if name in packed},
+        "numpy": {
+            "bit_generator": "MT19937",
+            "state": {"key": numpy_state["key"].cpu().numpy().astype(np.uint32), "pos": numpy_state["position"]},
+            "has_gauss": numpy_state["has_gauss"],
+            "gauss": numpy_state["gauss"],
+        },
+        "python": (python_state["version"], tuple(python_state["words"].tolist()), python_state["gauss"]),
+    }
 
 
 class RandomState(L.Callback):
@@ -68,13 +83,13 @@ class RandomState(L.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Note where the next training batch continues."""
-        self._between = _draw_states()
+        self._between = _states()
 
     def state_dict(self) -> dict[str, Any]:
         """States of all ranks, in their order: tensors and plain numbers only. A collective, called by every rank."""
         # A callback that saves before this one's on_train_batch_end has run finds None: the present states are the
         # right ones then.
-        mine = _draw_states() if self._between is None else self._between
+        mine = _pack(_states() if self._between is None else self._between)
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"ranks": [mine]}
         ranks: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
@@ -94,7 +109,4 @@ class RandomState(L.Callback):
                 trainer.world_size,
             )
             return
-        self._between = {
-            name: value.cpu().clone() if isinstance(value, Tensor) else value
-            for name, value in ranks[trainer.global_rank].items()
-        }
+        self._between = _unpack(ranks[trainer.global_rank])

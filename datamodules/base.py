@@ -82,8 +82,9 @@ class BatchIndexSampler(Sampler[Tensor]):
         return order[: self.num_rows // self.world_size * self.world_size][self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[Tensor]:
+        # A generator, since DataLoader calls iter() twice when it starts workers and uses the second one only.
         first_batch, self.first_batch = self.first_batch, 0
-        return iter(self.rows().split(self.batch_size)[first_batch:])
+        yield from self.rows().split(self.batch_size)[first_batch:]
 
     def __len__(self) -> int:
         if self.shuffle:

@@ -257,6 +257,8 @@ def ensure_arrays(folder: Path, build: Callable[[], tuple[dict[str, np.ndarray],
     Raises:
         SourceError: the folder cannot be written, in words.
     """
+    if _is_intact(folder):  # asked before the lock, which a cache that can only be read would not allow
+        return
     unfinished = folder.with_name(folder.name + ".unfinished")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +303,5 @@ def _is_intact(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "description.json").read_text())["sha256"]
         return all(file_sha256(folder / f"{name}.npy") == expected for name, expected in sums.items())
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         return False

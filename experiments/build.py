@@ -158,7 +158,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     L.seed_everything(config["seed"], workers=True, verbose=False)
     data, module = build_data(experiment), build_module(experiment)
     statistics, collapse = RunStatistics(), PosteriorCollapse()
-    metrics = METRICS[data.task](**data.evaluation_arguments)
+    metrics = METRICS[data.task](**data.evaluation_arguments, auroc=not dry_run)
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
     if not dry_run:
@@ -171,7 +171,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         if resumed:
             log.info("continuing from %s", resumed)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    scores = trainer.test(module, data, verbose=False)[0]
+    scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
     results = {
         "experiment": experiment.name,
@@ -230,9 +230,9 @@ def _score_baseline(
     module = build_module(baseline)
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ConfigError(f"baselines: {name} needs training; run {baseline.name} on its own")
-    metrics = METRICS[data.task](**data.evaluation_arguments)
+    metrics = METRICS[data.task](**data.evaluation_arguments, auroc=not dry_run)
     trainer = _trainer(experiment.config["trainer"], folder, None, [metrics], dry_run)
-    return trainer.test(module, data, verbose=False)[0]
+    return trainer.test(module, data, verbose=False, weights_only=True)[0]
 
 
 def _logger(experiment: Experiment, folder: Path) -> Logger | None:
@@ -290,8 +290,7 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are slices of tensors: workers would slow them down
         ".*srun.*command is available on your system but is not used.*",
-        ".*No `?test_dataloader.*",
-        "You are using `torch.load` with `weights_only=False`.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # a run that continues finds its own
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -18,7 +18,7 @@ import torch.distributed
 def run_in_processes(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
     """Call ``function(*args)`` on every rank of a new process group and give back what each rank returned.
 
-    The function asks `torch.distributed` for its rank. It is forked, so it may be a closure; what it returns is pickled.
+    The function asks `torch.distributed` for its rank. It may be a closure (it is forked); its result is pickled.
 
     Args:
         world_size: number of ranks.

@@ -117,7 +117,7 @@ class HealingMNIST(ResumableDataModule):
 
     @property
     def data_variant(self) -> str:
-        """"reconstructed": our generator stands for unpublished arrays; "digits": another set of digits."""
+        """How the data relate to the published ones: "reconstructed", or "digits" for the small stand-in set."""
         return "reconstructed" if self.hparams.source == "mnist" else "digits"
 
     @property

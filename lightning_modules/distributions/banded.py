@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from lightning_modules.distributions.gaussian_process import GaussianProcessPrior
 
-# Entries of a [time, series] tile of the trace on the CPU: about ten such tiles are alive at once and should stay in
-# the cache. Accelerators take larger tiles, which only bound the memory.
-_CPU_TILE = 1 << 17
-_ACCELERATOR_TILE = 1 << 25
+# Entries of a [time, series] tile in which the trace is computed. Its intermediate results take about
+# 4 (1.5 log2(T) + 7) bytes an entry in float32, so this bounds them near 100 MB for any number of series.
+_TILE = 1 << 20
 
 
 class KLDivergence(NamedTuple):
@@ -75,12 +74,12 @@ class BandedGaussian:
         self._scale = self._diagonal.reciprocal()  # standard deviation of y_t given y_{t-1}
         self._decay = -_time_major(off_diagonal) * self._scale[1:]  # [T - 1, series]
 
-    @functools.cached_property
+    @property
     def _variance(self) -> Tensor:
         """Marginal variances [T, series]."""
         return _Recurrence.apply(self._decay.square(), self._scale.square())
 
-    @functools.cached_property
+    @property
     def _half_log_det_precision(self) -> Tensor:
         """Sum of the log diagonal, [series]."""
         return self._diagonal.log().sum(0)
@@ -136,17 +135,16 @@ class BandedGaussian:
             raise ValueError(f"value has shape {tuple(value.shape)}, expected the mean's {tuple(self.mean.shape)}")
         deviation = value - self.mean
         whitened = self.diagonal * deviation  # U^T (value - mean), the noise behind the value
-        whitened = torch.cat(
-            [whitened[..., :1], whitened[..., 1:] + self.off_diagonal * deviation[..., :-1]], dim=-1
-        )
+        coupling = self.off_diagonal * deviation[..., :-1]
+        whitened = torch.cat([whitened[..., :1], whitened[..., 1:] + coupling], dim=-1)
         normaliser = self._per_series(self._half_log_det_precision) - 0.5 * value.shape[-1] * math.log(2 * math.pi)
         return normaliser - 0.5 * whitened.square().sum(-1)
 
     def kl_divergence(self, prior: GaussianProcessPrior | Tensor) -> KLDivergence:
         """Exact KL(self || N(0, K)) of every series, in two parts, each [...], in nats.
 
-        Takes O(T^2) operations, nearly all of them in matrix products, and O(T log T) memory for as many series as
-        fit a tile (see `_Trace`); beyond that a few tensors of the arguments' size.
+        Takes O(T^2) operations a series, nearly all of them in matrix products with the shared K^-1; all else is
+        O(T log T), and so is the memory.
 
         Args:
             prior: K [..., T, T], whose leading dimensions broadcast against those of the mean, or the
@@ -160,17 +158,17 @@ class BandedGaussian:
         if isinstance(prior, Tensor):
             prior = GaussianProcessPrior(prior, dtype=self.mean.dtype)
         num_steps = self.mean.shape[-1]
-        order, shape = _grouping(prior, self.mean)  # series that share a prior go together
+        order, shape = _grouping(prior, self.mean)  # series that share a prior go side by side
         precision = prior.precision.reshape(-1, num_steps, num_steps)  # [group, T, T]
         whitening = prior.whitening.reshape(-1, num_steps, num_steps)
         log_det_prior = prior.log_det_covariance.reshape(-1, 1)
 
         def grouped(value: Tensor) -> Tensor:  # [T, series] -> [group, T, series of a group]
-            value = value.reshape(-1, *self.mean.shape[:-1]).permute(0, *(axis + 1 for axis in order))
-            return value.reshape(-1, len(precision), shape.numel() // len(precision)).transpose(0, 1)
+            value = value.reshape(len(value), *self.mean.shape[:-1]).permute(0, *(axis + 1 for axis in order))
+            return value.reshape(len(value), len(precision), shape.numel() // len(precision)).transpose(0, 1)
 
         def ungrouped(value: Tensor) -> Tensor:  # [group, series of a group] -> [...]
-            return value.reshape(shape).permute(*torch.tensor(order).argsort().tolist()) if order else value.reshape(())
+            return value.reshape(shape).permute(sorted(range(len(order)), key=order.__getitem__))
 
         # Autocast would send the products to half precision, in which an ill-conditioned prior is lost.
         with torch.autocast(self.mean.device.type, enabled=False):
@@ -206,6 +204,12 @@ def _grouping(prior: GaussianProcessPrior, mean: Tensor) -> tuple[list[int], tor
     return order, torch.Size(lead[axis] for axis in order)
 
 
+def _refuse_second_derivatives() -> None:
+    """Called in a backward pass, where gradients are enabled only if the pass is to be differentiated in turn."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("BandedGaussian is differentiable once only; take its gradient without create_graph=True")
+
+
 class _Recurrence(torch.autograd.Function):
     """y_0 = drive_0, y_t = decay_{t-1} y_{t-1} + drive_t, with decay [T - 1, series] and drive [T, series]."""
 
@@ -220,8 +224,8 @@ class _Recurrence(torch.autograd.Function):
         return state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_state: Tensor) -> tuple[Tensor, Tensor]:
+        _refuse_second_derivatives()
         decay, state = ctx.saved_tensors
         grad_drive = torch.empty_like(state)  # the same recurrence, run backwards
         rows, grad_rows, decay_rows = grad_drive.unbind(0), grad_state.unbind(0), decay.unbind(0)
@@ -232,17 +236,17 @@ class _Recurrence(torch.autograd.Function):
 
 
 class _Trace(torch.autograd.Function):
-    """tr(P Sigma) of Markov chains, from precision [group, T, T], decay [group, T - 1, series], variance [group, T, series].
+    """tr(P Sigma) [group, series] of Markov chains.
 
-    The value is linear in every series' own gradient, so the gradient is computed at once, while the intermediate
-    results are in the cache, and nothing but the gradient is kept.
+    From precision [group, T, T], decay [group, T - 1, series] and variance [group, T, series]. Each trace depends on
+    its own series alone, so its gradient is computed in the forward pass, tile by tile: that bounds the memory, and
+    the backward pass is left with a product.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, precision: Tensor, decay: Tensor, variance: Tensor) -> Tensor:
         num_steps, num_series = variance.shape[1:]
-        tile_entries = _CPU_TILE if variance.device.type == "cpu" else _ACCELERATOR_TILE
-        tile = max(16, tile_entries // num_steps)
+        tile = max(1, _TILE // num_steps)
         if tile >= num_series:
             trace, *gradients = _trace_and_gradients(precision, decay, variance)
         else:
@@ -257,8 +261,8 @@ class _Trace(torch.autograd.Function):
         return trace
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_trace: Tensor) -> tuple[None, Tensor, Tensor]:
+        _refuse_second_derivatives()
         decay_gradient, variance_gradient = ctx.saved_tensors
         return None, grad_trace[:, None] * decay_gradient, grad_trace[:, None] * variance_gradient
 

@@ -40,7 +40,8 @@ class DiagonalGaussian:
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
         """One reparametrised sample of the mean's shape."""
-        return self.transform(torch.randn(self.mean.shape, generator=generator, device=self.mean.device))
+        mean = self.mean
+        return self.transform(torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device))
 
     def transform(self, noise: Tensor) -> Tensor:
         """The sample that belongs to this standard normal noise of the mean's shape."""
@@ -104,7 +105,7 @@ class LatentPredictive:
                 draws.append(torch.bernoulli(observation.probs, generator=generator))
             else:
                 mean = observation.mean
-                noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+                noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
                 draws.append(mean + observation.stddev * noise)
         return torch.stack(draws)
 

@@ -94,11 +94,11 @@ class GPVAE(Imputer):
         self.activation = {"softplus": softplus, "sigmoid": torch.sigmoid}[precision_activation]
         self.prior = self.prior_at(torch.arange(num_steps, dtype=torch.float64))
 
-    def prior_at(self, times: Tensor) -> GaussianProcessPrior:
+    def prior_at(self, times: Tensor, dtype: torch.dtype | None = None) -> GaussianProcessPrior:
         """The prior over one latent series at the time stamps [..., time]."""
         hparams = self.hparams
-        kernel = KERNELS[hparams.kernel]
-        return GaussianProcessPrior(kernel(times.double(), hparams.length_scale, hparams.kernel_variance, hparams.jitter))
+        kernel = KERNELS[hparams.kernel](times.double(), hparams.length_scale, hparams.kernel_variance, hparams.jitter)
+        return GaussianProcessPrior(kernel, dtype)
 
     def encode(self, values: Tensor, observed_mask: Tensor) -> BandedGaussian:
         """q(z | x) over [batch, latent, time]."""
@@ -134,7 +134,7 @@ class GPVAE(Imputer):
         posterior = self.encode(batch.values * seen_mask, seen_mask)
         observation = self.decode(posterior.rsample())
         nll = -(observation.log_prob(batch.values) * batch.observed_mask).sum((1, 2)).mean()
-        prior = self.prior if batch.times is None else self.prior_at(batch.times[:, None])
+        prior = self.prior if batch.times is None else self.prior_at(batch.times[:, None], posterior.mean.dtype)
         variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(prior))
         loss = nll + self.hparams.beta * (variance_part + mean_part)
         return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}

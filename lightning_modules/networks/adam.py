@@ -38,8 +38,8 @@ class TensorFlowAdam(torch.optim.Adam):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-        # Left True, a loss scaler would leave unscaling and skipped steps to the kernel: t would count the skipped ones,
-        # and Lightning refuses to clip gradients.
+        # Left True, a loss scaler would leave unscaling and skipped steps to the kernel: t would count the skipped ones
+        # too, and Lightning would refuse to clip gradients.
         self._step_supports_amp_scaling = False
         self.defaults["num_steps"] = 0
         for group in self.param_groups:

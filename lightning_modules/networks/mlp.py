@@ -7,7 +7,6 @@ networks); Glorot, Bengio, "Understanding the difficulty of training deep feedfo
 
 from typing import TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -57,8 +56,8 @@ class TemporalConvolution(nn.Conv1d):
 
     The padding is (window - 1) // 2 steps before the series and window // 2 after it, as TensorFlow's "same" has it:
     11 and 12 steps for a window of 24. The parameters are those of `nn.Conv1d`: weight [out_features, in_features,
-    window], bias [out_features]. Computed as one matrix product over the unfolded windows, which on short series is
-    faster than torch's convolution and needs no exchange of the time and feature axes.
+    window], bias [out_features]. Computed as one matrix product over the unfolded windows: as fast as torch's
+    convolution, without exchanging the time and feature axes.
 
     Args:
         in_features: features of a time step of the input.
@@ -72,10 +71,10 @@ class TemporalConvolution(nn.Conv1d):
     def forward(self, series: Tensor) -> Tensor:
         """Convolves [batch, time, in_features] to [batch, time, out_features]."""
         window = self.weight.shape[2]
-        padded = F.pad(series, (0, 0, (window - 1) // 2, window // 2))
+        padded = nn.functional.pad(series, (0, 0, (window - 1) // 2, window // 2))
         # The features of one step stay contiguous in the unfolded windows, so the copy below moves whole rows.
         windows = padded.unfold(1, window, 1).transpose(2, 3).flatten(2)  # [batch, time, window * in_features]
-        return F.linear(windows, self.weight.transpose(1, 2).flatten(1), self.bias)
+        return nn.functional.linear(windows, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 def temporal_encoder(in_features: int, sizes: list[int], out_features: int, window: int) -> nn.Sequential:

@@ -204,9 +204,7 @@ def test_unusable_series_are_errors():
 
 def test_warnings_of_the_classifier_become_log_lines(monkeypatch, caplog):
     hasty = partial(LogisticRegression, max_iter=2)
-    monkeypatch.setattr(
-        imputation_metrics, "LogisticRegression", lambda max_iter, **arguments: hasty(**arguments)
-    )
+    monkeypatch.setattr(imputation_metrics, "LogisticRegression", lambda max_iter, **arguments: hasty(**arguments))
     data = series(rows=60)
     with caplog.at_level(logging.WARNING):
         auroc_of([data], False, "multinomial").compute()

@@ -132,7 +132,7 @@ def test_states_of_all_ranks_are_kept_and_loadable(tmp_path):
             torch.manual_seed(100 + rank)
             random.seed(200 + rank)
             assert torch.equal(states["ranks"][rank]["torch"], torch.get_rng_state())
-            assert tuple(states["ranks"][rank]["python_words"].tolist()) == random.getstate()[1]
+            assert tuple(states["ranks"][rank]["python"]["words"].tolist()) == random.getstate()[1]
 
 
 def test_another_number_of_ranks_goes_on_with_a_warning(tmp_path, caplog):

@@ -1,0 +1,141 @@
+"""Configurations: composition, the schema, and the one line that a wrong one earns."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import config
+from experiments.config import ConfigError, compose, differences, experiments
+from experiments.run import main
+
+EVERY = [name for names in experiments().values() for name in names]
+
+
+def test_layers_are_laid_over_each_other_in_order():
+    default = compose("gpvae_hmnist").config
+    assert default["model"]["latent_dim"] == 256  # tuned pair
+    assert default["model"]["mask_channel"] is False  # constructor
+    assert default["trainer"]["max_steps"] == 18750  # data set
+    assert default["trainer"]["gradient_clip_val"] == 1e4  # method
+    assert default["model"]["num_features"] == 784  # determined by the data
+    plus = compose("gpvae_hmnist", ["preset=plus", "model.latent_dim=8"]).config
+    assert plus["model"]["mask_channel"] is True
+    assert plus["model"]["latent_dim"] == 8
+
+
+def test_short_keys_find_their_place_and_seeds_reach_the_data():
+    resolved = compose("gpvae_physionet", ["evaluation=published", "seed=3"]).config
+    assert resolved["data"]["evaluation"] == "published"
+    assert resolved["data"]["seed"] == 3
+
+
+def test_the_variant_names_what_differs_and_nothing_else():
+    default = compose("gpvae_physionet")
+    assert default.variant == "default"
+    same = compose("gpvae_physionet", ["seed=4", "run_root=elsewhere", "logger=none", "model.latent_dim=35", "preset=paper"])
+    assert same.variant == "default"
+    assert same.folder.as_posix() == "elsewhere/gpvae_physionet/default/seed4"
+    changed = compose("gpvae_physionet", ["model.latent_dim=34"])
+    assert changed.variant != "default"
+    assert changed.variant == compose("gpvae_physionet", ["latent_dim=34"]).variant
+    assert changed.variant != compose("gpvae_physionet", ["model.latent_dim=33"]).variant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpvae_physionte"], "experiment 'gpvae_physionte' does not exist. Did you mean 'gpvae_physionet'?"),
+        (["gpvae_digits", "model.lenght_scale=2"], "command line: model.lenght_scale is not known. Did you mean 'length_scale'?"),
+        (["gpvae_digits", "lenght_scale=2"], "command line: lenght_scale is not known. Did you mean 'length_scale'?"),
+        (["gpvae_digits", "trainer.max_step=2"], "command line: trainer.max_step is not known. Did you mean 'max_steps'?"),
+        (["gpvae_digits", "data.bach_size=2"], "command line: data.bach_size is not known. Did you mean 'batch_size'?"),
+        (["gpvae_digits", "sede=2"], "command line: sede is not known. Did you mean 'seed'?"),
+        (["gpvae_digits", "trainer.max_steps=abc"], "command line: trainer.max_steps='abc' is of a wrong type"),
+        (["gpvae_digits", "model.latent_dim=1.5"], "command line: model.latent_dim=1.5 is of a wrong type"),
+        (["gpvae_digits", "model.mask_channel=1"], "command line: model.mask_channel=1 is of a wrong type"),
+        (["gpvae_digits", "model.kernel=no"], "command line: model.kernel=False is of a wrong type"),
+        (["gpvae_digits", "model=3"], "command line: model=3 must hold keys: "),
+        (["gpvae_digits", "checkpoint.mode=least"], "command line: checkpoint.mode='least' is of a wrong type"),
+        (["gpvae_digits", "preset=pluss"], "preset 'pluss' of gpvae_digits does not exist. Did you mean 'plus'?"),
+        (["gpvae_digits", "seed"], "command line: 'seed' is not of the form key=value"),
+        (["gpvae_digits", "model.class=nowhere.GPVAE"], "command line: model.class: class 'nowhere.GPVAE' cannot be imported"),
+        (["gpvae_digits", "data.rotation_std=-1.0"], "data set digits: rotation_std=-1.0"),
+        (["gpvae_digits", "model.remasking=1.5", "run_root=RUNS"], "model: remasking=1.5 must lie in [0, 1]"),
+    ],
+)
+def test_a_wrong_configuration_stops_in_one_line(arguments, message, capsys, tmp_path):
+    assert main([argument.replace("RUNS", str(tmp_path / "runs")) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_wrong_key_or_type_in_a_file_names_the_file(tmp_path, monkeypatch):
+    import shutil
+
+    root = tmp_path / "experiments"
+    shutil.copytree(config.ROOT, root, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    monkeypatch.setattr(config, "ROOT", root)
+    path = root / "tuned" / "gpvae_hmnist.yaml"
+    original = path.read_text()
+    path.write_text(original.replace("latent_dim: 256", "latent_dims: 256"))
+    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: model.latent_dims is not known. Did you"):
+        compose("gpvae_hmnist")
+    path.write_text(original.replace("remasking: 0.5", "remasking: half"))
+    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: presets.plus: model.remasking='half'"):
+        compose("gpvae_hmnist")  # checked even when the preset is not chosen
+    path.write_text(original + "\n  bad: [indent")
+    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: not valid YAML"):
+        compose("gpvae_hmnist")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_experiment_resolves_to_plain_values_for_every_preset(name):
+    for preset in ("paper", "plus"):
+        try:
+            resolved = compose(name, [f"preset={preset}"]).config
+        except ConfigError as error:
+            assert preset == "plus", error
+            assert "does not exist" in str(error)
+            continue
+
+        def walk(value):
+            if isinstance(value, dict):
+                [walk(each) for each in value.values()]
+            elif isinstance(value, list):
+                [walk(each) for each in value]
+            else:
+                assert type(value) in (str, int, float, bool, type(None))
+
+        walk(resolved)
+
+
+def test_every_yaml_opens_with_what_it_is():
+    for path in config.ROOT.glob("*/*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_print_shows_the_resolved_configuration_and_stops(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["gpvae_hmnist", "seed=7", "--print"]) == 0
+    out = capsys.readouterr().out
+    assert OmegaConf.to_container(OmegaConf.create(out)) == compose("gpvae_hmnist", ["seed=7"]).config
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_every_experiment_without_importing_torch():
+    code = "import sys\ntry:\n  from experiments.run import main; main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False False")
+    listed = done.stdout.split()
+    assert set(EVERY) <= set(listed)
+    assert "imputation:" in listed
+
+
+def test_differences_name_keys_with_both_values():
+    lines = differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+    assert lines == ["a.c: stored 2, now 3", "d: stored '(absent)', now 4"]
