@@ -84,7 +84,9 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
     except filelock.Timeout as error:
         raise RunError(f"another process works in {folder}; wait for it, or choose another run_root or seed") from error
     except PermissionError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=...") from error
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=..."
+        ) from error
     if _is_first_process():
         print_table(run_table(results))
     return results

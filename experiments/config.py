@@ -253,7 +253,9 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     known_presets = {"paper"}.union(*(preset for _, preset in presets))
     preset = command_line.get("preset", layers[0][1]["preset"])
     if preset not in known_presets:
-        raise ConfigError(f"command line: preset '{preset}' of {name} does not exist.{nearest(str(preset), known_presets)}")
+        raise ConfigError(
+            f"command line: preset '{preset}' of {name} does not exist.{nearest(str(preset), known_presets)}"
+        )
     for origin, each in presets:
         for key, layer in each.items():
             check(layer, schema, f"{origin}.{key}")
@@ -306,10 +308,14 @@ def _complete(config: dict[str, Any], classes: dict[str, type], dataset: str) ->
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data set {dataset}: {error}") from error
     wanted = arguments_of(classes["model"])
-    model = defaults_of(classes["model"]) | {key: value for key, value in facts.items() if key in wanted} | config["model"]
+    model = (
+        defaults_of(classes["model"]) | {key: value for key, value in facts.items() if key in wanted} | config["model"]
+    )
     missing = [key for key in wanted if key not in model]
     if missing:
         raise ConfigError(f"model.{missing[0]} has no default, and data set {dataset} does not determine it: set it")
     config["data"] = {"class": config["data"]["class"]} | known | data
-    config["model"] = {"class": config["model"]["class"]} | {key: value for key, value in model.items() if key != "class"}
+    config["model"] = {"class": config["model"]["class"]} | {
+        key: value for key, value in model.items() if key != "class"
+    }
     return config

@@ -5,9 +5,9 @@ import sys
 
 from experiments.config import ConfigError, compose, experiments
 
-USAGE = """key=value sets any argument of the method (model.*), of the data set (data.*) or of Lightning's Trainer (trainer.*),
-and seed, preset (paper | plus), run_root, logger (wandb | wandb_online | csv | none), force. A key may stand without its
-prefix where only one of them knows it: evaluation=published, latent_dim=64."""
+USAGE = """key=value sets any argument of the method (model.*), of the data set (data.*) or of Lightning's Trainer
+(trainer.*), and seed, preset (paper | plus), run_root, logger (wandb | wandb_online | csv | none), force. A key may
+stand without its prefix where only one of them knows it: evaluation=published, latent_dim=64."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", help="<method>_<dataset>, one of the list below")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="override of the configuration")
-    parser.add_argument("--print", action="store_true", dest="print_only", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--print", action="store_true", dest="print_only", help="print the resolved configuration and stop"
+    )
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything; leaves nothing behind")
     return parser
 

@@ -34,7 +34,9 @@ def test_short_keys_find_their_place_and_seeds_reach_the_data():
 def test_the_variant_names_what_differs_and_nothing_else():
     default = compose("gpvae_physionet")
     assert default.variant == "default"
-    same = compose("gpvae_physionet", ["seed=4", "run_root=elsewhere", "logger=none", "model.latent_dim=35", "preset=paper"])
+    same = compose(
+        "gpvae_physionet", ["seed=4", "run_root=elsewhere", "logger=none", "model.latent_dim=35", "preset=paper"]
+    )
     assert same.variant == "default"
     assert same.folder.as_posix() == "elsewhere/gpvae_physionet/default/seed4"
     changed = compose("gpvae_physionet", ["model.latent_dim=34"])
@@ -47,9 +49,15 @@ def test_the_variant_names_what_differs_and_nothing_else():
     ("arguments", "message"),
     [
         (["gpvae_physionte"], "experiment 'gpvae_physionte' does not exist. Did you mean 'gpvae_physionet'?"),
-        (["gpvae_digits", "model.lenght_scale=2"], "command line: model.lenght_scale is not known. Did you mean 'length_scale'?"),
+        (
+            ["gpvae_digits", "model.lenght_scale=2"],
+            "command line: model.lenght_scale is not known. Did you mean 'length_scale'?",
+        ),
         (["gpvae_digits", "lenght_scale=2"], "command line: lenght_scale is not known. Did you mean 'length_scale'?"),
-        (["gpvae_digits", "trainer.max_step=2"], "command line: trainer.max_step is not known. Did you mean 'max_steps'?"),
+        (
+            ["gpvae_digits", "trainer.max_step=2"],
+            "command line: trainer.max_step is not known. Did you mean 'max_steps'?",
+        ),
         (["gpvae_digits", "data.bach_size=2"], "command line: data.bach_size is not known. Did you mean 'batch_size'?"),
         (["gpvae_digits", "sede=2"], "command line: sede is not known. Did you mean 'seed'?"),
         (["gpvae_digits", "trainer.max_steps=abc"], "command line: trainer.max_steps='abc' is of a wrong type"),
@@ -60,7 +68,10 @@ def test_the_variant_names_what_differs_and_nothing_else():
         (["gpvae_digits", "checkpoint.mode=least"], "command line: checkpoint.mode='least' is of a wrong type"),
         (["gpvae_digits", "preset=pluss"], "preset 'pluss' of gpvae_digits does not exist. Did you mean 'plus'?"),
         (["gpvae_digits", "seed"], "command line: 'seed' is not of the form key=value"),
-        (["gpvae_digits", "model.class=nowhere.GPVAE"], "command line: model.class: class 'nowhere.GPVAE' cannot be imported"),
+        (
+            ["gpvae_digits", "model.class=nowhere.GPVAE"],
+            "command line: model.class: class 'nowhere.GPVAE' cannot be imported",
+        ),
         (["gpvae_digits", "data.rotation_std=-1.0"], "data set digits: rotation_std=-1.0"),
         (["gpvae_digits", "model.remasking=1.5", "run_root=RUNS"], "model: remasking=1.5 must lie in [0, 1]"),
     ],
@@ -82,10 +93,10 @@ def test_a_wrong_key_or_type_in_a_file_names_the_file(tmp_path, monkeypatch):
     path = root / "tuned" / "gpvae_hmnist.yaml"
     original = path.read_text()
     path.write_text(original.replace("latent_dim: 256", "latent_dims: 256"))
-    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: model.latent_dims is not known. Did you"):
+    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: model.latent_dims is not known. Did"):
         compose("gpvae_hmnist")
     path.write_text(original.replace("remasking: 0.5", "remasking: half"))
-    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: presets.plus: model.remasking='half'"):
+    with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: presets.plus: model.remasking='half"):
         compose("gpvae_hmnist")  # checked even when the preset is not chosen
     path.write_text(original + "\n  bad: [indent")
     with pytest.raises(ConfigError, match=r"^experiments/tuned/gpvae_hmnist.yaml: not valid YAML"):
@@ -94,23 +105,15 @@ def test_a_wrong_key_or_type_in_a_file_names_the_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_experiment_resolves_to_plain_values_for_every_preset(name):
-    for preset in ("paper", "plus"):
-        try:
-            resolved = compose(name, [f"preset={preset}"]).config
-        except ConfigError as error:
-            assert preset == "plus", error
-            assert "does not exist" in str(error)
-            continue
+    def walk(value):
+        if isinstance(value, dict):
+            return all(walk(each) for each in value.values())
+        if isinstance(value, list):
+            return all(walk(each) for each in value)
+        return type(value) in (str, int, float, bool, type(None))
 
-        def walk(value):
-            if isinstance(value, dict):
-                [walk(each) for each in value.values()]
-            elif isinstance(value, list):
-                [walk(each) for each in value]
-            else:
-                assert type(value) in (str, int, float, bool, type(None))
-
-        walk(resolved)
+    for preset in ("paper", "plus") if name.startswith("gpvae_") else ("paper",):
+        assert walk(compose(name, [f"preset={preset}"]).config)
 
 
 def test_every_yaml_opens_with_what_it_is():

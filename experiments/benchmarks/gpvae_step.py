@@ -129,7 +129,7 @@ def gp_part(repeats: int) -> None:
     print(f"{header}  dense / banded", flush=True)
     for batch, num_steps, latent, length_scale in SIZES:
         fits = batch * latent * num_steps**2 <= DENSE_LIMIT
-        sizes = {form: (batch, num_steps, latent, length_scale) for form in FORMS}
+        sizes = dict.fromkeys(FORMS, (batch, num_steps, latent, length_scale))
         if not fits:
             sizes["dense"] = (1, num_steps, latent, length_scale)
         steps = {form: FORMS[form](*size) for form, size in sizes.items()}

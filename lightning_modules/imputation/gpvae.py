@@ -49,8 +49,8 @@ class GPVAE(Imputer):
         learning_rate_floor: the rate is not halved below this.
         mask_channel: give the observed mask to the encoder, beside the values.
         preprocessor_relu: a ReLU on the preprocessor's output, as published. It can die, and the posterior with it.
-        remasking: while training, a fraction drawn uniformly from [0, remasking] for each series of its observed entries
-            is hidden from the encoder; the likelihood still covers them.
+        remasking: while training, a fraction of each series' observed entries, drawn uniformly from [0, remasking], is
+            hidden from the encoder; the likelihood still covers them.
         learned_scale: learn the standard deviation of each feature's Gaussian likelihood, instead of 1.
     """
 
@@ -120,7 +120,7 @@ class GPVAE(Imputer):
         return observation_distribution(self.hparams.likelihood, self.decoder(latent.mT), scale)
 
     def forward(self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None) -> LatentPredictive:
-        """Predictive distribution. The posterior is amortised: time stamps shape the prior, which only training uses."""
+        """Predictive distribution. Time stamps shape the prior only, which an amortised posterior needs in training."""
         return LatentPredictive(self.encode(values, observed_mask), self.decode)
 
     def remask(self, observed_mask: Tensor) -> Tensor:

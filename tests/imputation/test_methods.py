@@ -54,7 +54,8 @@ def test_published_parameter_counts(name, count):
 def test_the_paper_preset_is_the_published_method():
     hmnist, physionet = (compose(f"gpvae_{name}").config for name in ("hmnist", "physionet"))
     expected = {
-        "latent_dim": 256, "encoder_sizes": [256, 256], "decoder_sizes": [256, 256, 256], "window": 3, "kernel": "cauchy",
+        "latent_dim": 256, "encoder_sizes": [256, 256], "decoder_sizes": [256, 256, 256], "window": 3,
+        "kernel": "cauchy",
         "length_scale": 2.0, "kernel_variance": 1.0, "jitter": 0.001, "beta": 0.8, "precision_activation": "softplus",
         "learning_rate": 0.001, "learning_rate_half_life": None, "mask_channel": False, "preprocessor_relu": True,
         "remasking": 0.0, "learned_scale": False, "likelihood": "bernoulli", "image_shape": [28, 28],
@@ -221,7 +222,9 @@ def test_the_predictive_contract(module):
         assert one.shape == (5, 7, 3)
         # The row's own noise: the same figure for any batching, another for another row.
         halves = [
-            module(values[part], batch.observed_mask[part]).log_prob(batch.target[part].double(), rows=batch.index[part])
+            module(values[part], batch.observed_mask[part]).log_prob(
+                batch.target[part].double(), rows=batch.index[part]
+            )
             for part in (slice(0, 2), slice(2, 5))
         ]
         torch.testing.assert_close(torch.cat(halves), one)
