@@ -4,6 +4,8 @@ import logging
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
 log = logging.getLogger("genpred")
 
@@ -20,7 +22,12 @@ class PosteriorCollapse(L.Callback):
 
     def __init__(self, threshold: float = 5.0) -> None:
         self.threshold = threshold
-        self.kl_mean_part: float | None = None
+        self._last: Tensor | None = None
+
+    @property
+    def kl_mean_part(self) -> float | None:
+        """Mean part of the KL divergence of the last training batch, nats a series; None where it is not logged."""
+        return None if self._last is None else float(self._last)
 
     @property
     def warnings(self) -> list[str]:
@@ -32,10 +39,9 @@ class PosteriorCollapse(L.Callback):
             f"{self.threshold:g}), so the imputations hardly depend on what was observed; lower beta or latent_dim"
         ]
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the value of the epoch's last batch."""
-        value = trainer.callback_metrics.get("train/kl_mean_part")
-        self.kl_mean_part = None if value is None else float(value)
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Keep the value of the last batch, where it is: the next one replaces it, and nobody waits for the device."""
+        self._last = trainer.callback_metrics.get("train/kl_mean_part")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn in the log."""
@@ -48,4 +54,5 @@ class PosteriorCollapse(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
-        self.kl_mean_part = state_dict["kl_mean_part"]
+        value = state_dict["kl_mean_part"]
+        self._last = None if value is None else torch.tensor(value)

@@ -1,5 +1,6 @@
 """From a resolved configuration to a finished run folder."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
@@ -9,6 +10,7 @@ import platform
 import secrets
 import shlex
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -27,7 +29,7 @@ from callbacks.progress import progress_bars
 from callbacks.results import RunStatistics, read_json, write_json_atomically
 from callbacks.rng import RandomState
 from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class
-from experiments.report import print_table, published_figures, run_table
+from experiments.report import print_run, published_figures
 
 log = logging.getLogger("genpred")
 METRICS = {"imputation": ImputationMetrics}
@@ -66,39 +68,37 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
         The contents of ``results.json``.
 
     Raises:
-        RunError: another process works in the folder, or it holds a run of another configuration.
+        RunError: another process works in the folder, it holds a run of another configuration, or it cannot be made.
         ConfigError: a constructor refuses its arguments.
     """
     _quieten()
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             results = _run(experiment, Path(folder), dry_run=True)
-            print_table(run_table(results))
+            print_run(results)
             return results
     folder = experiment.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Ranks that the strategy starts on its own belong to the process that holds the lock.
-        with filelock.FileLock(folder / ".lock", timeout=0) if _is_first_process() else _nothing():
-            results = _start(experiment, folder)
-    except filelock.Timeout as error:
-        raise RunError(f"another process works in {folder}; wait for it, or choose another run_root or seed") from error
-    except PermissionError as error:
-        raise RunError(
-            f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=..."
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if _is_first_process():  # ranks that the strategy starts on its own belong to the process with the lock
+                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
+        except filelock.Timeout as error:
+            raise RunError(
+                f"another process works in {folder}; wait for it, or choose another run_root or seed"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=..."
+            ) from error
+        results = _start(experiment, folder)
     if _is_first_process():
-        print_table(run_table(results))
+        print_run(results)
     return results
 
 
 def _is_first_process() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
-
-
-class _nothing:  # noqa: N801 - stands beside FileLock as a context manager
-    def __enter__(self) -> None: ...
-    def __exit__(self, *error: object) -> None: ...
 
 
 def _start(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -149,6 +149,10 @@ def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[st
     logging.captureWarnings(True)
     try:
         return _fit_and_test(experiment, folder, dry_run, config)
+    except BaseException:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=1)  # does nothing where no run is open
+        raise
     finally:
         logging.captureWarnings(False)
         for each in loggers:
@@ -272,7 +276,8 @@ def _logged_in_to_wandb() -> bool:
         return True
     try:
         host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
-        return netrc.netrc().authenticators(host) is not None
+        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()  # where wandb looks
+        return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

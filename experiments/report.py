@@ -49,8 +49,7 @@ def run_table(results: dict[str, Any]) -> Table:
     Args:
         results: the contents of a ``results.json``.
     """
-    title = f"{results['experiment']} · preset {results['preset']} · {results['variant']} · seed {results['seed']}"
-    table = Table("metric", title=title, title_justify="left")
+    table = Table("metric")
     for column in ("ours", "published", *results["baselines"]):
         table.add_column(column, justify="right", no_wrap=True)
     for metric, (label, direction) in METRICS.items():
@@ -72,12 +71,17 @@ def _published(figure: dict[str, Any] | None) -> str:
     return "–" if figure is None else f"{figure['mean']:.3f} ± {figure['std']:.3f}"
 
 
-def print_table(table: Table) -> None:
-    """Print to standard output: as wide as the terminal, or as the table needs where there is none."""
+def print_run(results: dict[str, Any]) -> None:
+    """Print a run's table to standard output: as wide as the terminal, or as it needs where there is none."""
+    table = run_table(results)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(80, console.measure(table).maximum))
+    name, preset, variant, seed = (results[key] for key in ("experiment", "preset", "variant", "seed"))
+    console.print(f"{name} · preset {preset} · {variant} · seed {seed}", style="bold", highlight=False)
     console.print(table)
+    for warning in results["warnings"]:
+        console.print(f"warning: {warning}", highlight=False)
 
 
 def collect(folders: list[Path]) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -44,11 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 
             print(f"# {experiment.folder}\n{OmegaConf.to_yaml(OmegaConf.create(experiment.config))}", end="")
             return 0
+        from datamodules.sources import SourceError
         from experiments.build import RunError, execute  # imports torch
 
         try:
             execute(experiment, dry_run=arguments.dry_run)
-        except RunError as error:
+        except (RunError, SourceError) as error:
             raise ConfigError(str(error)) from error
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,177 +1,38 @@
-"""Time and memory of GP-VAE's training step. Run: python -m experiments.benchmarks.gpvae_step.
+"""Time and memory of GP-VAE's training step, beside other ways to compute it.
 
-Part 1, the Gaussian process: sample + KL, forward and backward, of BandedGaussian and of the dense algebra that other
-implementations use (a [T, T] factor per series, solved against the identity; a generic Gaussian KL).
+Run: python -m experiments.benchmarks.gpvae_step. The parts, each of which can be run alone with --parts:
+
+gp: sample + KL against dense algebra (see `gp_part`).
+physionet: a whole step of gpvae_physionet against PyPOTS' GP-VAE of the same sizes; needs the extra `bench`.
+healing: a whole step of gpvae_hmnist, presets paper and plus, with the tabulated preprocessor against plain
+convolutions.
 """
 
 import argparse
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.distributions import MultivariateNormal, kl_divergence
 
-from lightning_modules.distributions.banded import BandedGaussian
-from lightning_modules.distributions.gaussian_process import GaussianProcessPrior
-from lightning_modules.distributions.kernels import cauchy
-
-# (batch, time, latent, length scale): Healing MNIST, Physionet, long series.
-SIZES = ((64, 10, 256, 2.0), (64, 48, 35, 7.0), (16, 1000, 64, 7.0))
-DENSE_LIMIT = 2**28  # entries of [batch, latent, T, T] beyond which the dense form runs with a batch of 1
-
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+from experiments.benchmarks.gp_part import gp_part
+from experiments.benchmarks.measure import state
 
 
-def banded_step(batch: int, num_steps: int, latent: int, length_scale: float) -> Step:
-    """Ours: from mean, diagonal, off_diagonal [batch, latent, T (- 1)] and noise to a sample and the KL."""
-    prior = GaussianProcessPrior(prior_covariance(num_steps, length_scale))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen parts."""
+    # Not at the top: the processes in which `gp_part` measures memory import this module again.
+    from experiments.benchmarks.whole_step import healing_part, physionet_part
 
-    def step(mean: Tensor, diagonal: Tensor, off_diagonal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = BandedGaussian(mean, diagonal, off_diagonal)
-        return posterior.transform(noise), sum(posterior.kl_divergence(prior))
-
-    return step
-
-
-def dense_step(
-    batch: int, num_steps: int, latent: int, length_scale: float, dtype: torch.dtype = torch.float32
-) -> Step:
-    """The same with dense matrices: U [batch, latent, T, T], U^-T by a triangular solve, the generic Gaussian KL."""
-    factor = torch.linalg.cholesky(prior_covariance(num_steps, length_scale).to(dtype)).expand(batch, latent, -1, -1)
-    prior = MultivariateNormal(torch.zeros(num_steps, dtype=dtype), scale_tril=factor, validate_args=False)
-    identity = torch.eye(num_steps, dtype=dtype)
-
-    def step(mean: Tensor, diagonal: Tensor, off_diagonal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        upper = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, offset=1)
-        scale_tril = torch.linalg.solve_triangular(upper.mT, identity.expand_as(upper), upper=False)
-        posterior = MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
-        return mean + (scale_tril @ noise.unsqueeze(-1)).squeeze(-1), kl_divergence(posterior, prior)
-
-    return step
-
-
-FORMS = {"banded": banded_step, "dense": dense_step}
-
-
-def prior_covariance(num_steps: int, length_scale: float) -> Tensor:
-    """Cauchy covariance [T, T] at times 0..T-1, float64."""
-    return cauchy(torch.arange(num_steps, dtype=torch.float64), length_scale, jitter=1e-3)
-
-
-def posterior_arguments(batch: int, num_steps: int, latent: int) -> tuple[Tensor, ...]:
-    """Mean, diagonal, off-diagonal as a fresh GP-VAE encoder gives them, and noise; the first three are leaves."""
-    generator = torch.Generator().manual_seed(0)
-    mean, first, second, noise = torch.randn(4, batch, latent, num_steps, generator=generator)
-    parts = 0.1 * mean, 1 + first.sigmoid(), second.sigmoid()[..., 1:].contiguous()
-    return *(part.requires_grad_() for part in parts), noise
-
-
-def differentiated(step: Step, arguments: tuple[Tensor, ...]) -> list[Tensor]:
-    """Sample and KL with the gradients of sum(sample^2) / 2 + sum(KL) by mean, diagonal and off-diagonal."""
-    sample, divergence = step(*arguments)
-    gradients = torch.autograd.grad(0.5 * sample.square().sum() + divergence.sum(), arguments[:3])
-    return [sample.detach(), divergence.detach(), *gradients]
-
-
-def errors(size: tuple[int, int, int, float]) -> dict[str, float]:
-    """Error of each form on two series, the largest of any result relative to the largest entry of its truth.
-
-    The truth is the dense form in float64.
-    """
-    _, num_steps, _, length_scale = size
-    size = (1, num_steps, 2, length_scale)
-    arguments = posterior_arguments(*size[:3])
-    doubles = tuple(part.detach().double().requires_grad_(part.requires_grad) for part in arguments)
-    truth = differentiated(dense_step(*size, dtype=torch.float64), doubles)
-    return {form: _largest_error(differentiated(FORMS[form](*size), arguments), truth) for form in FORMS}
-
-
-def _largest_error(results: list[Tensor], references: list[Tensor]) -> float:
-    return max(
-        ((result - reference).abs().max() / reference.abs().max()).item()
-        for result, reference in zip(results, references, strict=True)
-    )
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes, on Linux; getrusage would start from its parent's."""
-    with open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-
-
-def _peak_growth(form: str, size: tuple[int, int, int, float], queue: multiprocessing.Queue) -> None:
-    step, arguments = FORMS[form](*size), posterior_arguments(*size[:3])
-    before = peak_memory()
-    differentiated(step, arguments)
-    queue.put(peak_memory() - before)
-
-
-def peak_growth(form: str, size: tuple[int, int, int, float]) -> int:
-    """Bytes by which a step lifts the peak resident memory of a fresh process above its arguments and libraries."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak_growth, args=(form, size, queue))
-    process.start()
-    growth = queue.get(timeout=600)
-    process.join()
-    return growth
-
-
-def gp_part(repeats: int) -> None:
-    """Prints part 1: times of alternating runs in this process, memory of one step in a process of its own."""
-    print("GP part: sample + KL, forward + backward, float32")
-    header = (
-        f"{'form':8}{'batch':>6}{'time':>6}{'latent':>8}{'median ms':>12}{'minimum ms':>12}{'peak MB':>10}{'error':>10}"
-    )
-    print(f"{header}  dense / banded", flush=True)
-    for batch, num_steps, latent, length_scale in SIZES:
-        fits = batch * latent * num_steps**2 <= DENSE_LIMIT
-        sizes = dict.fromkeys(FORMS, (batch, num_steps, latent, length_scale))
-        if not fits:
-            sizes["dense"] = (1, num_steps, latent, length_scale)
-        steps = {form: FORMS[form](*size) for form, size in sizes.items()}
-        arguments = {form: posterior_arguments(*size[:3]) for form, size in sizes.items()}
-        error = errors(sizes["banded"])
-        if not error["banded"] < 1e-4:
-            raise RuntimeError(f"banded results are off by {error['banded']:.1e}, more than 1e-4, at T = {num_steps}")
-        for form in FORMS:
-            if fits or form == "banded":
-                differentiated(steps[form], arguments[form])  # untimed, to warm up
-        seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-        for repeat in range(repeats if fits else max(3, repeats // 10)):
-            for form in FORMS:
-                if form == "dense" and not fits and repeat:
-                    continue  # one run of many seconds is enough
-                start = time.perf_counter()
-                differentiated(steps[form], arguments[form])
-                seconds[form].append(time.perf_counter() - start)
-        median = {form: statistics.median(values) for form, values in seconds.items()}
-        least = {form: min(values) for form, values in seconds.items()}
-        ratio = f"{median['dense'] / median['banded']:.1f} (minima {least['dense'] / least['banded']:.1f})"
-        for form in FORMS:
-            shape = f"{form:8}{sizes[form][0]:6d}{num_steps:6d}{latent:8d}"
-            timing = f"{1e3 * median[form]:12.2f}{1e3 * least[form]:12.2f}"
-            memory = f"{peak_growth(form, sizes[form]) / 1e6:10.0f}"
-            print(f"{shape}{timing}{memory}{error[form]:10.0e}  {ratio if form == 'dense' else ''}", flush=True)
-        if not fits:
-            print(
-                f"The last ratio is that of dense at batch 1 to banded at batch {batch}: dense does not fit at {batch}."
-            )
-
-
-def main() -> None:
-    """Runs every part."""
+    parts = {"gp": gp_part, "physionet": physionet_part, "healing": healing_part}
     parser = argparse.ArgumentParser(description="Time and memory of GP-VAE's training step.")
-    parser.add_argument("--repeats", type=int, default=30, help="timed runs of each form at each size")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="all unless given")
+    parser.add_argument("--repeats", type=int, default=30, help="timed runs of each form")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    gp_part(options.repeats)
-    # Part 2, whole training steps, goes here.
+    print(state(), flush=True)
+    for part in options.parts:
+        parts[part](options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The imputation methods against numpy, closed forms and published counts."""
 
-import ast
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -248,19 +246,3 @@ def test_row_noise_is_standard_normal_and_belongs_to_the_row():
     assert not torch.equal(normal_by_row(torch.arange(3), (4,), seed=1), normal_by_row(torch.arange(3), (4,), seed=0))
     with pytest.raises(ValueError, match="int64"):
         normal_by_row(torch.zeros(3), (2,))
-
-
-@pytest.mark.parametrize("folder", ["networks", "distributions", "imputation"])
-def test_methods_keep_to_their_layer(folder):
-    allowed = {"networks": {"torch", "numpy"}, "distributions": {"torch", "numpy"}}.get(folder)
-    forbidden = {"datamodules", "callbacks", "experiments", "wandb", "omegaconf"}
-    for path in Path("lightning_modules", folder).glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            roots = {name.split(".")[0] for name in names}
-            assert not roots & forbidden, path
-            if allowed:
-                import sys
-
-                assert roots <= allowed | {"lightning_modules"} | sys.stdlib_module_names, path

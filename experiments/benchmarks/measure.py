@@ -1,0 +1,57 @@
+"""What the benchmarks share: times of forms run in turn, agreement of their results, memory, load of the machine."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def alternate(steps: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each run of each step; the steps take turns, so that other work on the machine slows all of them.
+
+    Args:
+        steps: by name, in the order of a turn.
+        repeats: timed runs of each.
+        warm_up: run each once before, untimed.
+    """
+    if warm_up:
+        for step in steps.values():
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def largest_error(results: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Largest deviation of any result, each relative to the largest entry of its reference."""
+    return max(
+        ((result - reference).abs().max() / reference.abs().max()).item()
+        for result, reference in zip(results, references, strict=True)
+    )
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    """How many times quicker, by medians and by minima."""
+    return f"{statistics.median(slow) / statistics.median(fast):.1f} (minima {min(slow) / min(fast):.1f})"
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes, on Linux; getrusage would start from its parent's."""
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def state() -> str:
+    """Version of torch, threads and load; says so where other work makes the figures provisional."""
+    load = os.getloadavg()[0]
+    line = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {load:.1f}"
+    if load < 0.5:
+        return line
+    return f"{line}\nOther work is running here: these figures are provisional, run this again on a quiet machine."
