@@ -140,11 +140,14 @@ def _clear(folder: Path) -> None:
 
 def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[str, Any]:
     config = experiment.config
-    handler = logging.FileHandler(folder / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("genpred", "lightning.pytorch", "py.warnings")]
-    for each in loggers:
-        each.addHandler(handler)
+    file, console = logging.FileHandler(folder / "log.txt"), logging.StreamHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    console.setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
+    ours, lightning = logging.getLogger("genpred"), logging.getLogger("lightning.pytorch")
+    handlers = [(logger, file) for logger in (ours, lightning, logging.getLogger("py.warnings"))]
+    handlers += [(logger, console) for logger in (ours, logging.getLogger("py.warnings"))]
+    for logger, handler in handlers:
+        logger.addHandler(handler)
     log.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
@@ -155,9 +158,9 @@ def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[st
         raise
     finally:
         logging.captureWarnings(False)
-        for each in loggers:
-            each.removeHandler(handler)
-        handler.close()
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+        file.close()
 
 
 def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: dict[str, Any]) -> dict[str, Any]:
@@ -294,6 +297,8 @@ def _finish_wandb(logger: WandbLogger, results: dict[str, Any]) -> None:
 def _quieten() -> None:
     """Silence advertisements and warnings about what is meant to be as it is."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.setLevel(logging.WARNING)  # what it says of devices, four times a run, goes to log.txt only
     for message in (
         ".*does not have many workers.*",  # batches are slices of tensors: workers would slow them down
         ".*srun.*command is available on your system but is not used.*",

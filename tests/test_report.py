@@ -56,7 +56,7 @@ def test_bad_input_is_named_in_one_line(tmp_path, capsys):
 def test_published_figures_belong_to_one_table_and_give_their_source():
     known = {name for names in experiments().values() for name in names}
     seen = set()
-    for name, table in published_tables().items():
+    for table in published_tables().values():
         assert table["source"]
         for experiment in set(table) - {"source"}:
             assert experiment not in seen

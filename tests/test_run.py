@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import struct
@@ -34,7 +35,8 @@ from lightning_modules.imputation.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 # 54 is the smallest number of test digits of which both halves have all ten classes; 55 is uneven for two processes.
-ROWS = ["data.train_rows=20", "data.batch_size=10", "data.validation_rows=12", "data.test_rows=55"]
+DIGITS = ["data.sequences_per_digit=1", "data.test_rows=55"]
+ROWS = ["data.train_rows=20", "data.batch_size=10", "data.validation_rows=12", *DIGITS]
 STEPS = [
     "trainer.max_steps=4",
     "trainer.max_epochs=2",
@@ -147,8 +149,9 @@ def copied(finished, tmp_path):
 def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     rows = ["data.train_rows=16", "data.batch_size=8", "data.validation_rows=8"]
     steps = ["trainer.max_steps=2", *STEPS[1:]]
-    folder, results = run(tmp_path, name, f"preset={preset}", *rows, *steps, *[r for r in ROWS if "test" in r])
     method, dataset = name.split("_")
+    digits = DIGITS if dataset == "digits" else []
+    folder, results = run(tmp_path, name, f"preset={preset}", *rows, *steps, *digits)
     density = method not in ("mean", "forward")
     expected = {"test/mse", "test/mae", "test/auroc", *(["test/nll"] if density else [])}
     assert results["metrics"].keys() == expected
@@ -174,7 +177,7 @@ def test_baselines_stand_beside_ours_and_are_those_of_their_own_runs(tmp_path, c
     rows = {first.split()[0]: others for first, *others in cells}
     alone = {}
     for method in ("mean", "forward"):
-        alone[method] = run(tmp_path, f"{method}_digits", "data.test_rows=55", "baselines=[]")[1]["metrics"]
+        alone[method] = run(tmp_path, f"{method}_digits", *DIGITS, "baselines=[]")[1]["metrics"]
         assert results["baselines"][method] == alone[method]
     for metric, label in (("test/mse", "MSE"), ("test/mae", "MAE"), ("test/auroc", "AUROC")):
         figures = [results["metrics"][metric], alone["mean"][metric], alone["forward"][metric]]
@@ -183,7 +186,7 @@ def test_baselines_stand_beside_ours_and_are_those_of_their_own_runs(tmp_path, c
 
 
 def test_a_baseline_that_needs_training_is_refused(tmp_path, capsys):
-    run(tmp_path, "mean_digits", "data.test_rows=55", "baselines=[vae]", status=2)
+    run(tmp_path, "mean_digits", *DIGITS, "baselines=[vae]", status=2)
     assert capsys.readouterr().err == "error: baselines: vae needs training; run vae_digits on its own\n"
 
 
@@ -211,7 +214,7 @@ def test_results_are_complete(finished):
     assert results["test_seconds"] > 0
     assert results["peak_memory_bytes"] > 10**7
     assert torch.__version__.split("+")[0] == results["versions"]["torch"].split("+")[0]
-    python, dash_m, module_name, name, *overrides = results["command"].split()
+    python, dash_m, module_name, name, *overrides = shlex.split(results["command"])
     assert (python, dash_m, module_name) == ("python", "-m", "experiments.run")
     again = compose(name, overrides)
     assert again.folder == experiment.folder
@@ -434,7 +437,7 @@ def test_loggers_write_into_the_folder_or_nothing(finished, tmp_path):
     assert {"step", "val/mse", "test/mse"} <= set(lines[0].split(","))
     known = {"config.yaml", "results.json", "log.txt", "checkpoints", ".lock"}
     assert {path.name for path in finished[0].iterdir()} == known | {"csv"}
-    folder, _ = run(tmp_path, "mean_digits", "data.test_rows=55", "baselines=[]")
+    folder, _ = run(tmp_path, "mean_digits", *DIGITS, "baselines=[]")
     assert {path.name for path in folder.iterdir()} == known - {"checkpoints"}
 
 
@@ -545,13 +548,13 @@ def test_online_only_for_who_is_logged_in(variables, netrc, online, place, tmp_p
     assert build._logged_in_to_wandb() is online
 
 
-@pytest.mark.parametrize("name", ["gpvae_digits", "mean_physionet"])
-def test_a_dry_run_leaves_nothing_behind(name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("arguments", [["gpvae_digits", *DIGITS], ["mean_physionet"]], ids=["gpvae", "mean"])
+def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, monkeypatch, capsys):
     for folder in ("cwd", "temporary"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    assert main([name, "--dry-run", f"run_root={tmp_path / 'runs'}", "data.batch_size=8"]) == 0
+    assert main([*arguments, "--dry-run", f"run_root={tmp_path / 'runs'}", "data.batch_size=8"]) == 0
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"cwd", "temporary"}
     assert "MSE" in capsys.readouterr().out
 
@@ -603,7 +606,7 @@ def test_a_posterior_in_use_is_left_alone(tmp_path):
 def test_two_processes_score_like_one(name, tmp_path):
     shared = [*ROWS, *STEPS, *TINY, "model.window=3", "checkpoint.every_n_steps=1"]
     if name == "mean_digits":
-        shared = ["data.test_rows=55"]
+        shared = DIGITS
     alone, expected = run(tmp_path / "one", name, *shared)
     arguments = [name, *shared, "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
     arguments += [f"run_root={tmp_path / 'two'}", "logger=csv"]

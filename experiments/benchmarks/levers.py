@@ -1,0 +1,76 @@
+"""What each lever of a preset is worth, measured on the validation split, never on the test split.
+
+python -m experiments.benchmarks.levers gpvae_physionet [key=value ...] [--steps 500] [--rows 1000]
+
+Trains the preset `paper`, then `paper` with one lever of `plus` at a time, then with each further key=value alone, then
+`plus` whole, each for a few steps from the same seed, and prints the validation figures of the last step.
+"""
+
+import argparse
+import logging
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.imputation_metrics import ImputationMetrics
+from experiments.build import build_data, build_module
+from experiments.config import Experiment, compose
+
+
+def levers(name: str) -> list[str]:
+    """The model arguments in which the preset `plus` of an experiment differs from `paper`, as overrides."""
+    paper, plus = (compose(name, [f"preset={preset}"]).config["model"] for preset in ("paper", "plus"))
+    return [f"model.{key}={str(value).lower()}" for key, value in plus.items() if value != paper[key]]
+
+
+def validation_scores(experiment: Experiment, steps: int) -> dict[str, float]:
+    """Train for some steps and score the validation split: val/mse, val/mae, val/nll and the KL's mean part, nats."""
+    L.seed_everything(experiment.config["seed"], workers=True, verbose=False)
+    data, module = build_data(experiment), build_module(experiment)
+    metrics = ImputationMetrics(**data.evaluation_arguments, auroc=False)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(
+        max_steps=steps,
+        callbacks=[metrics],
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        gradient_clip_val=experiment.config["trainer"]["gradient_clip_val"],
+        **quiet,
+    )
+    trainer.fit(module, data)
+    kl_mean_part = float(trainer.callback_metrics["train/kl_mean_part"])
+    scorer = L.Trainer(callbacks=[metrics], use_distributed_sampler=False, **quiet)
+    return scorer.validate(module, data, verbose=False)[0] | {"kl_mean_part": kl_mean_part}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table with a row for each variant as soon as it is there."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.levers", description=__doc__)
+    parser.add_argument("name", help="an experiment with a preset plus, such as gpvae_physionet")
+    parser.add_argument("candidates", nargs="*", help="further overrides to measure alone")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rows", type=int, default=1000, help="validation rows")
+    arguments = parser.parse_intermixed_args(argv)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    shared = [f"data.validation_rows={arguments.rows}"]
+    if "fit_on" in compose(arguments.name).config["data"]:
+        shared.append("data.fit_on=train")  # else the validation rows are trained on
+    variants = [[], *([lever] for lever in [*levers(arguments.name), *arguments.candidates]), ["preset=plus"]]
+    table = Table("change to preset=paper", "NLL", "MSE", "MAE", "mean part of KL")
+    for variant in variants:
+        scores = validation_scores(compose(arguments.name, shared + variant), arguments.steps)
+        figures = [f"{scores[key]:.4f}" for key in ("val/nll", "val/mse", "val/mae")]
+        table.add_row(" ".join(variant) or "none", *figures, f"{scores['kl_mean_part']:.1f}")
+        print(" ".join(variant) or "none", *figures, f"{scores['kl_mean_part']:.1f}", flush=True)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
