@@ -2,11 +2,12 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
 from experiments.config import experiments, split_name
-from experiments.report import collect, main, markdown_table, published_figures, published_tables, run_table
+from experiments.report import ROOT, collect, main, markdown_table, published_figures, published_tables, run_table
 
 
 def write(folder, experiment, seed, metrics, variant="default", command=None):
@@ -79,3 +80,10 @@ def test_the_run_table_has_a_column_for_each_baseline(baselines):
     assert [str(column.header) for column in table.columns] == ["metric", "ours", "published", *baselines]
     assert table.row_count == 2
     assert list(table.columns[2].cells) == ["0.117 ± 0.002", "–"]
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_the_readme_shows_what_the_report_prints(name):
+    readme = Path("README.md").read_text()
+    shown = readme.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0].strip()
+    assert shown == markdown_table(name, [ROOT / "results"])
