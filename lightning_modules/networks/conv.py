@@ -45,18 +45,20 @@ class _PatchTable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_table: Tensor) -> tuple[Tensor | None, ...]:
         patches, hidden_weight, hidden_bias, projection = ctx.saved_tensors
-        grad_weight = torch.zeros_like(hidden_weight.t())  # [in_channels * 9, hidden]: the quicker product
-        grad_bias = torch.zeros_like(hidden_bias)
-        grad_projection = torch.zeros_like(projection)
+        # The blocks are summed in float64: up to twenty of them would cost float32 a digit.
+        grad_weight = torch.zeros_like(hidden_weight.t(), dtype=torch.float64)  # [in_channels * 9, hidden]
+        grad_bias = torch.zeros_like(hidden_bias, dtype=torch.float64)
+        grad_projection = torch.zeros_like(projection, dtype=torch.float64)
         for block, grad_block in zip(
             patches.split(_PATCHES_PER_BLOCK), grad_table.split(_PATCHES_PER_BLOCK, dim=1), strict=True
         ):
             hidden = torch.addmm(hidden_bias, block, hidden_weight.t()).relu_()  # [patch, hidden]
-            grad_projection.addmm_(grad_block, hidden)
+            grad_projection.add_(grad_block @ hidden)
             grad_hidden = (grad_block.t() @ projection).mul_(hidden.sign_())  # the ReLU's slope, 0 or 1
-            grad_weight.addmm_(block.t(), grad_hidden)
+            grad_weight.add_(block.t() @ grad_hidden)
             grad_bias.add_(grad_hidden.sum(0))
-        return None, grad_weight.t().contiguous(), grad_bias, grad_projection
+        dtype = projection.dtype
+        return None, grad_weight.t().to(dtype).contiguous(), grad_bias.to(dtype), grad_projection.to(dtype)
 
 
 class _TapSum(torch.autograd.Function):
