@@ -17,7 +17,7 @@ class PosteriorCollapse(L.Callback):
     the prior pays it anyway), so only the mean part tells. Methods that log no ``train/kl_mean_part`` are left alone.
 
     Args:
-        threshold: nats a series. Healing MNIST's models that use their latents lie above 100, collapsed ones below 5.
+        threshold: nats a series; a collapsed posterior lies near zero.
     """
 
     def __init__(self, threshold: float = 5.0) -> None:
