@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, hold nothing but plain values, and keep their names over resumes.
 
-``last.ckpt`` is what a run continues from, ``best.ckpt`` the best by the monitored validation metric (a run is tested with
-its final weights, as published), ``preempt.ckpt`` what a preempted job leaves behind.
+``last.ckpt`` is what a run continues from, ``best.ckpt`` the best by the monitored validation metric (a run is tested
+with its final weights, as published), ``preempt.ckpt`` what a preempted job leaves behind.
 """
 
 import contextlib
