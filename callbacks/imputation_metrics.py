@@ -1,25 +1,18 @@
-"""How imputations are scored: MSE, MAE and NLL over the entries that were hidden, and the AUROC of a classifier on top.
+"""How imputations are scored over the entries that were hidden: errors, densities, quantiles, and a classifier on top.
 
-The definitions are those of Fortuin et al., GP-VAE: Deep Probabilistic Time Series Imputation (AISTATS 2020) and of the
-code its tables were made with.
+MSE, MAE and one-sample NLL are those of Fortuin et al., GP-VAE: Deep Probabilistic Time Series Imputation (AISTATS
+2020) and of the code its tables were made with; the CRPS is that of Tashiro et al., CSDI (NeurIPS 2021).
 """
 
-import logging
-import warnings
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import lightning as L
-import numpy as np
 import torch
-import torch.distributed
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-log = logging.getLogger("genpred")
+from callbacks.downstream import Classifier, DownstreamClassifier
 
 
 class Batch(Protocol):
@@ -33,35 +26,58 @@ class Batch(Protocol):
     index: Tensor  # [batch] int64, row in the data set's file order
 
 
-class Outputs(Protocol):
-    """What is read from the output of ``validation_step`` and ``test_step``."""
+class Predictive(Protocol):
+    """What is asked of the output of ``validation_step`` and ``test_step``, a predictive distribution.
+
+    The noise of all three methods belongs to the rows that are given, so that no score depends on the batches.
+    """
 
     mean: Tensor  # [batch, time, feature]
-    log_prob: Tensor | None  # [batch, time, feature], nats
+
+    def sample(self, num_samples: int, *, rows: Tensor) -> Tensor:
+        """[sample, batch, time, feature]."""
+
+    def log_prob(self, value: Tensor, rows: Tensor) -> Tensor | None:
+        """[batch, time, feature], nats, under one latent sample."""
+
+    def log_mixture(self, value: Tensor, num_samples: int, rows: Tensor) -> Tensor | None:
+        """[batch, time, feature], nats, of the density averaged over latent samples."""
 
 
 class ImputationErrors(Metric):
-    """Mean squared error, mean absolute error and negative log-likelihood per entry of ``target_mask``.
+    """Errors and negative log-likelihoods per entry of ``target_mask``.
 
     Sums in float64 over all entries of all ranks, divided once by their number: neither the size of a batch nor that of
-    a rank's share matters. With ``rounded`` the mean is rounded (half to even) before both errors, so on binary data
+    a rank's share matters. With ``rounded`` the mean is rounded (half to even) before the errors, so on binary data
     MSE and MAE are both the error rate; the NLL never rounds.
 
+    Attributes:
+        by_feature: after ``compute`` the same scores for each feature alone, [feature], NaN where none was scored.
+
     Args:
+        num_features: features of the series.
         rounded: whether the mean is rounded before it is compared.
     """
 
     full_state_update = False
+    by_feature: dict[str, Tensor]
 
-    def __init__(self, rounded: bool) -> None:
+    def __init__(self, num_features: int, rounded: bool) -> None:
         super().__init__()
         self.rounded = rounded
-        for name in ("squared_error", "absolute_error", "negative_log_prob"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("entries", "entries_with_density"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("squared_error", "absolute_error", "absolute_target", "negative_log_prob", "negative_log_mixture"):
+            self.add_state(name, torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("entries", "entries_with_density", "entries_with_mixture"):
+            self.add_state(name, torch.zeros(num_features, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, target: Tensor, target_mask: Tensor, log_prob: Tensor | None) -> None:
+    def update(
+        self,
+        mean: Tensor,
+        target: Tensor,
+        target_mask: Tensor,
+        log_prob: Tensor | None,
+        log_mixture: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -69,206 +85,180 @@ class ImputationErrors(Metric):
             target: [batch, time, feature] truth.
             target_mask: [batch, time, feature] bool, True where scored; elsewhere nothing is read, not even a NaN.
             log_prob: [batch, time, feature] log-density of the truth, nats, or None if the method has none.
+            log_mixture: the same under several latent samples, or None.
 
         Raises:
             ValueError: if the shapes differ.
         """
         tensors = {"mean": mean, "target": target, "target_mask": target_mask}
-        if log_prob is not None:
-            tensors["log_prob"] = log_prob
+        tensors |= {} if log_prob is None else {"log_prob": log_prob}
+        tensors |= {} if log_mixture is None else {"log_mixture": log_mixture}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"shapes differ: {shapes}; all have to be [batch, time, feature]")
+        if len({*shapes.values(), (*mean.shape[:2], len(self.entries))}) > 1:
+            raise ValueError(f"shapes differ: {shapes}; all have to be [batch, time, {len(self.entries)} features]")
         if self.rounded:
             mean = mean.round()
-        error = torch.where(target_mask, mean.double() - target.double(), 0.0)
-        count = target_mask.sum()
-        self.squared_error += error.square().sum()
-        self.absolute_error += error.abs().sum()
+
+        def total(value: Tensor) -> Tensor:
+            return torch.where(target_mask, value.double(), 0.0).sum((0, 1))  # [feature]
+
+        error = mean.double() - target.double()
+        count = target_mask.sum((0, 1))
+        self.squared_error += total(error.square())
+        self.absolute_error += total(error.abs())
+        self.absolute_target += total(target.abs())
         self.entries += count
         if log_prob is not None:
-            self.negative_log_prob -= torch.where(target_mask, log_prob.double(), 0.0).sum()
+            self.negative_log_prob -= total(log_prob)
             self.entries_with_density += count
+        if log_mixture is not None:
+            self.negative_log_mixture -= total(log_mixture)
+            self.entries_with_mixture += count
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores: float64 scalars "mse", "mae" and, if densities were given, "nll" (nats per entry).
+        """The scores: float64 scalars.
+
+        Returns:
+            "mse", "mae", "rmse" (root of the MSE), "mre" (sum of absolute errors over sum of absolute truths) and, if
+            densities were given, "nll" and "nll_mixture", nats per entry.
 
         Raises:
             ValueError: if no entry was scored.
         """
-        if self.entries == 0:
+        if self.entries.sum() == 0:
             raise ValueError(
                 "no entry to score: target_mask is False everywhere in the evaluation set. "
                 "Hide some known values from the model, or evaluate on data whose truth is known."
             )
-        scores = {"mse": self.squared_error / self.entries, "mae": self.absolute_error / self.entries}
-        if self.entries_with_density > 0:
-            scores["nll"] = self.negative_log_prob / self.entries_with_density
+        self.by_feature = self._scores(lambda sums: sums)
+        return {name: value[0] for name, value in self._scores(lambda sums: sums.sum(0, keepdim=True)).items()}
+
+    def _scores(self, pool: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        entries = pool(self.entries)
+        scores = {"mse": pool(self.squared_error) / entries, "mae": pool(self.absolute_error) / entries}
+        scores["rmse"] = scores["mse"].sqrt()
+        if self.absolute_target.any():
+            scores["mre"] = pool(self.absolute_error) / pool(self.absolute_target)
+        if self.entries_with_density.any():
+            scores["nll"] = pool(self.negative_log_prob) / pool(self.entries_with_density)
+        if self.entries_with_mixture.any():
+            scores["nll_mixture"] = pool(self.negative_log_mixture) / pool(self.entries_with_mixture)
         return scores
 
 
-def downstream_auroc(series: np.ndarray, label: np.ndarray, classifier: Literal["multinomial", "binary"]) -> float:
-    """AUROC of a logistic regression on completed series: fitted on the first half of the rows, scored on the second.
+class ImputationIntervals(Metric):
+    """CRPS, and coverage and width of central intervals, from the quantiles of samples at the entries scored.
 
-    "multinomial": softmax regression (lbfgs), macro average of one-vs-rest AUROCs. "binary": liblinear, P(class 1).
-    Both with C = 1, tolerance 1e-10, at most 10,000 iterations, no scaling of inputs, in float64.
+    CRPS in CSDI's normalised form: the mean over the levels 0.05, 0.10, ..., 0.95 of the sum of twice the quantile
+    losses, divided by the sum of the absolute truths. Coverage: the part of the truths in the central interval.
 
-    Args:
-        series: [row, column], in the data set's file order.
-        label: [row] int.
-        classifier: which of the two.
-
-    Returns:
-        The AUROC, 0.5 being chance.
-
-    Raises:
-        ValueError: if a half lacks a class.
-    """
-    half = len(label) // 2
-    classes, scored = np.unique(label[:half]), np.unique(label[half:])
-    if len(classes) < 2 or not np.array_equal(classes, scored) or (classifier == "binary" and len(classes) != 2):
-        raise ValueError(
-            f"of the {len(label)} evaluated series the first half has the classes {classes.tolist()}, the second "
-            f"{scored.tolist()}; a {classifier} classifier is fitted on the one and scored on the other and needs the "
-            f"same {'two' if classifier == 'binary' else 'two or more'} in both. Evaluate all series, or none of this "
-            "with auroc=False."
-        )
-    # A column of zeros has no slope but the penalty's own: its weight is exactly 0, and dropping it changes nothing.
-    used = series[:half].any(axis=0)
-    inputs = series[:, used].astype(np.float64)
-    if classifier == "multinomial":
-        # Moving the inputs only moves the intercepts, which are not penalised here: the same weights, the same
-        # probabilities, but lbfgs gets there in a quarter of the iterations. (liblinear does penalise its intercept.)
-        inputs -= inputs[:half].mean(axis=0)
-    solver = {"multinomial": "lbfgs", "binary": "liblinear"}[classifier]
-    regression = LogisticRegression(solver=solver, C=1.0, tol=1e-10, max_iter=10_000)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        regression.fit(inputs[:half], label[:half])
-    for warning in caught:
-        log.warning("downstream classifier: %s", " ".join(str(warning.message).split()))
-    probability = regression.predict_proba(inputs[half:])  # [row, class]
-    if classifier == "binary":
-        return float(roc_auc_score(label[half:] == classes[1], probability[:, 1]))
-    return float(np.mean([roc_auc_score(label[half:] == c, probability[:, j]) for j, c in enumerate(classes)]))
-
-
-class DownstreamAUROC(Metric):
-    """`downstream_auroc` of the completed series of all ranks.
-
-    A series is completed with its observed values and, everywhere else, the imputed mean: values hidden to be scored
-    are not put back. With ``rounded`` the completed series is rounded (half to even).
-
-    Rows are gathered on every rank and ordered by index; rank 0 fits, the others wait for the number. An error of
-    rank 0 is raised on all of them.
+    Attributes:
+        by_feature: after ``compute`` the same scores for each feature alone, [feature], NaN where none was scored.
 
     Args:
-        rounded: whether completed series are rounded; they are then stored as bytes.
-        classifier: see `downstream_auroc`.
+        num_features: features of the series.
     """
 
     full_state_update = False
+    by_feature: dict[str, Tensor]
+    PERCENT = (50, 90, 95)  # intervals
 
-    def __init__(self, rounded: bool, classifier: Literal["multinomial", "binary"]) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.rounded = rounded
-        self.classifier = classifier
-        for name in ("series", "label", "index"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-        self.add_state("unusable", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.reset()
+        self.levels = torch.arange(1, 20, dtype=torch.float64) / 20
+        tails = torch.tensor([(100 - percent) / 200 for percent in self.PERCENT], dtype=torch.float64)
+        self.bounds = torch.stack([tails, 1 - tails])  # [side, interval]
+        for name in ("quantile_loss", "absolute_target"):
+            self.add_state(name, torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("covered", "width"):
+            self.add_state(
+                name, torch.zeros(num_features, len(self.PERCENT), dtype=torch.float64), dist_reduce_fx="sum"
+            )
+        self.add_state("entries", torch.zeros(num_features, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def reset(self) -> None:
-        """Forget all rows."""
-        super().reset()
-        # A rank without rows has to take part in the gathering with the types of the others: hence the empty tensors,
-        # and series that are flat until they are used.
-        dtype = torch.uint8 if self.rounded else torch.float32
-        self.series: list[Tensor] = [torch.empty(0, dtype=dtype, device=self.device)]
-        self.label: list[Tensor] = [torch.empty(0, dtype=torch.int64, device=self.device)]
-        self.index: list[Tensor] = [torch.empty(0, dtype=torch.int64, device=self.device)]
-
-    def update(self, mean: Tensor, values: Tensor, observed_mask: Tensor, label: Tensor, index: Tensor) -> None:
+    def update(self, samples: Tensor, target: Tensor, target_mask: Tensor) -> None:
         """Add a batch.
 
         Args:
-            mean: [batch, time, feature] imputed mean.
-            values: [batch, time, feature], read where observed.
-            observed_mask: [batch, time, feature] bool.
-            label: [batch] int64.
-            index: [batch] int64 row in the data set's file order.
+            samples: [sample, batch, time, feature].
+            target: [batch, time, feature] truth.
+            target_mask: [batch, time, feature] bool, True where scored; elsewhere nothing is read.
         """
-        completed = torch.where(observed_mask, values.float(), mean.float())
-        if self.rounded:
-            completed = completed.round()
-            stored = completed.to(torch.uint8)
-            self.unusable += (stored != completed).sum()
-        else:
-            stored = completed
-            self.unusable += (~stored.isfinite()).sum()
-        self.series.append(stored.flatten())
-        self.label.append(label)
-        self.index.append(index)
+        feature = target_mask.nonzero()[:, 2]  # [entry]
+        truth = target[target_mask].double()  # [entry]
+        drawn = samples[:, target_mask].double()  # [sample, entry]
+        levels = torch.cat([self.levels, self.bounds.flatten()]).to(drawn)
+        quantiles = _quantiles(drawn, levels)  # [level, entry]
+        quantiles, bounds = quantiles[: len(self.levels)], quantiles[len(self.levels) :].unflatten(0, (2, -1))
+        above = (quantiles >= truth).double()
+        loss = 2 * ((quantiles - truth) * (above - self.levels.to(drawn)[:, None])).mean(0)  # [entry]
+        lower, upper = bounds  # [interval, entry] each
+        inside = ((truth >= lower) & (truth <= upper)).double()
+        self.quantile_loss.index_add_(0, feature, loss)
+        self.absolute_target.index_add_(0, feature, truth.abs())
+        self.covered.index_add_(0, feature, inside.T)
+        self.width.index_add_(0, feature, (upper - lower).T)
+        self.entries += target_mask.sum((0, 1))
 
-    def compute(self) -> Tensor:
-        """The AUROC, a float64 scalar.
+    def compute(self) -> dict[str, Tensor]:
+        """float64 scalars "crps", "coverage_50", "width_50" (in the units of the data), and the same for 90 and 95.
 
-        Raises:
-            ValueError: on every rank, if a completed value cannot be used, a row came twice, or a half lacks a class.
+        A point has no interval: where all samples are alike only the CRPS is given, which is then the MRE.
         """
-        if self.unusable > 0:
-            allowed = "a finite number that rounds to 0..255" if self.rounded else "a finite number"
-            raise ValueError(
-                f"{int(self.unusable)} value(s) of the completed series are not {allowed}, so no classifier can be "
-                "fitted to them: the imputed mean has diverged, look at test/mse and the training curves."
-            )
-        index, order = dim_zero_cat(self.index).sort()
-        if (index[1:] == index[:-1]).any():
-            raise ValueError(
-                f"{len(index)} series were evaluated, but only {len(index.unique())} different ones: each has to be "
-                "given once. Under several processes pass use_distributed_sampler=False to the Trainer."
-            )
+        self.by_feature = self._scores(lambda sums: sums)
+        return {name: value[0] for name, value in self._scores(lambda sums: sums.sum(0, keepdim=True)).items()}
 
-        def fit() -> float:
-            series = dim_zero_cat(self.series).reshape(len(order), -1)[order]  # [row, time * feature]
-            label = dim_zero_cat(self.label)[order]
-            return downstream_auroc(series.cpu().numpy(), label.cpu().numpy(), self.classifier)
-
-        return torch.tensor(_on_rank_zero(fit), dtype=torch.float64, device=self.device)
+    def _scores(self, pool: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        scores = {"crps": pool(self.quantile_loss) / pool(self.absolute_target)} if self.absolute_target.any() else {}
+        if not self.width.any():
+            return scores
+        covered, width = (pool(sums) / pool(self.entries)[:, None] for sums in (self.covered, self.width))
+        for column, percent in enumerate(self.PERCENT):
+            scores[f"coverage_{percent}"], scores[f"width_{percent}"] = covered[:, column], width[:, column]
+        return scores
 
 
-def _on_rank_zero(function: Callable[[], float]) -> float:
-    """Call ``function`` on rank 0 and give its result, or its failure as a ValueError, to every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return function()
-    outcome: list[float | str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome = [function()]
-        except Exception as error:  # whatever it is, the other ranks are waiting
-            log.exception("rank 0 failed")
-            outcome = [f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"]
-    torch.distributed.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], str):
-        raise ValueError(outcome[0])
-    return outcome[0]
+def _quantiles(samples: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles over the first axis, between order statistics linearly; torch's own refuses more than 2**24 numbers."""
+    ordered = samples.sort(0).values
+    position = levels * (len(samples) - 1)
+    below = position.long().clamp(max=max(len(samples) - 2, 0))
+    above = (below + 1).clamp(max=len(samples) - 1)
+    return torch.lerp(ordered[below], ordered[above], (position - below)[:, None])  # [level, entry]
 
 
 class ImputationMetrics(L.Callback):
-    """Logs ``val/mse``, ``val/mae``, ``val/nll``, and the same as ``test/...`` with ``test/auroc``.
+    """Logs ``val/mse``, ``val/mae``, ``val/nll``, ..., and as ``test/...`` all that this file and `downstream` define.
 
-    Reads the batch (`Batch`) and what the step returned (`Outputs`) by their attributes. ``nll`` is logged for methods
-    with a density only. Evaluation loaders must give each series to one rank only, un-padded.
+    Reads the batch (`Batch`) and what the step returned (`Predictive`) by their attributes. Densities and intervals are
+    scored for methods that have them only. Evaluation loaders must give each series to one rank only, un-padded.
 
     Args:
+        num_features: features of the series.
         rounded: whether imputed means are rounded before they are compared and classified (binary images).
-        classifier: see `downstream_auroc`.
-        auroc: whether to fit the classifier at all.
+        classifier: see `downstream_scores`; None: no classifier.
+        samples: draws from which quantiles are taken in the test; 0: no intervals, as for binary data.
+        mixture_samples: latent draws over which the test's density is averaged.
     """
 
-    def __init__(self, rounded: bool, classifier: Literal["multinomial", "binary"], auroc: bool = True) -> None:
-        self.errors = ImputationErrors(rounded)
-        self.auroc = DownstreamAUROC(rounded, classifier) if auroc else None
+    def __init__(
+        self,
+        num_features: int,
+        rounded: bool,
+        classifier: Classifier | None,
+        samples: int = 0,
+        mixture_samples: int = 20,
+    ) -> None:
+        self.errors = ImputationErrors(num_features, rounded)
+        self.intervals = ImputationIntervals(num_features) if samples else None
+        self.classifier = DownstreamClassifier(rounded, classifier) if classifier else None
+        self.samples, self.mixture_samples = samples, mixture_samples
+
+    @property
+    def by_feature(self) -> dict[str, Tensor]:
+        """Scores of the last epoch's errors and intervals for each feature, [feature], NaN where none was scored."""
+        intervals = {} if self.intervals is None else self.intervals.by_feature
+        return self.errors.by_feature | intervals
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""
@@ -276,36 +266,43 @@ class ImputationMetrics(L.Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""
-        self.errors.to(pl_module.device).reset()
-        if self.auroc is not None:
-            self.auroc.to(pl_module.device).reset()
+        for metric in (self.errors, self.intervals, self.classifier):
+            if metric is not None:
+                metric.to(pl_module.device).reset()
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Outputs,
+        outputs: Predictive,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
         if not trainer.sanity_checking:
-            self.errors.update(outputs.mean, batch.target, batch.target_mask, outputs.log_prob)
+            log_prob = outputs.log_prob(batch.target, rows=batch.index)
+            self.errors.update(outputs.mean, batch.target, batch.target_mask, log_prob)
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Outputs,
+        outputs: Predictive,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
-        self.errors.update(outputs.mean, batch.target, batch.target_mask, outputs.log_prob)
-        if self.auroc is not None:
-            self.auroc.update(outputs.mean, batch.values, batch.observed_mask, batch.label, batch.index)
+        log_prob = outputs.log_prob(batch.target, rows=batch.index)
+        log_mixture = outputs.log_mixture(batch.target, self.mixture_samples, rows=batch.index)
+        # Before the mean is read: a method whose mean is that of its samples need not draw twice.
+        samples = outputs.sample(self.samples, rows=batch.index) if self.intervals is not None else None
+        self.errors.update(outputs.mean, batch.target, batch.target_mask, log_prob, log_mixture)
+        if samples is not None:
+            self.intervals.update(samples, batch.target, batch.target_mask)
+        if self.classifier is not None:
+            self.classifier.update(outputs.mean, batch.values, batch.observed_mask, batch.label, batch.index)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the scores of all ranks."""
@@ -314,10 +311,9 @@ class ImputationMetrics(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the scores of all ranks."""
-        scores = self.errors.compute()
-        if self.auroc is not None:
-            scores["auroc"] = self.auroc.compute()
-        self._log(pl_module, "test", scores)
+        metrics = (self.errors, self.intervals, self.classifier)
+        for metric in (metric for metric in metrics if metric is not None):
+            self._log(pl_module, "test", metric.compute())
 
     @staticmethod
     def _log(pl_module: L.LightningModule, stage: str, scores: dict[str, Tensor]) -> None:

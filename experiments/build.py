@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import logging
+import math
 import netrc
 import os
 import platform
@@ -167,7 +168,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     L.seed_everything(config["seed"], workers=True, verbose=False)
     data, module = build_data(experiment), build_module(experiment)
     statistics, collapse = RunStatistics(), PosteriorCollapse()
-    metrics = METRICS[data.task](**data.evaluation_arguments, auroc=not dry_run)
+    metrics = _metrics(data, dry_run)
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
     if not dry_run:
@@ -181,6 +182,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
             log.info("continuing from %s", resumed)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
+    by_variable = _by_variable(metrics.by_feature, data.variables) if hasattr(data, "variables") else {}
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
     results = {
         "experiment": experiment.name,
@@ -192,6 +194,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "metrics": scores,
         "published": {key: value for key, value in published_figures(experiment.name).items() if key in scores},
         "baselines": baselines,
+        "variables": by_variable,
         **statistics.statistics,
         "warnings": collapse.warnings,
         "config_sha256": config_hash(experiment.identity),
@@ -209,6 +212,20 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         if isinstance(logger, WandbLogger):
             _finish_wandb(logger, results)
     return results
+
+
+def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict[str, float]]:
+    """Scores of each variable by its name, without those for which nothing was there to score."""
+    columns = {f"test/{metric}": values.tolist() for metric, values in scores.items()}
+    return {
+        variable: {metric: values[j] for metric, values in columns.items() if math.isfinite(values[j])}
+        for j, variable in enumerate(variables)
+    }
+
+
+def _metrics(data: L.LightningDataModule, dry_run: bool) -> L.Callback:
+    """The task's metrics; one batch need not hold all the classes that a classifier wants."""
+    return METRICS[data.task](**data.evaluation_arguments | ({"classifier": None} if dry_run else {}))
 
 
 def _trainer(
@@ -239,7 +256,7 @@ def _score_baseline(
     module = build_module(baseline)
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ConfigError(f"baselines: {name} needs training; run {baseline.name} on its own")
-    metrics = METRICS[data.task](**data.evaluation_arguments, auroc=not dry_run)
+    metrics = _metrics(data, dry_run)
     trainer = _trainer(experiment.config["trainer"], folder, None, [metrics], dry_run)
     return trainer.test(module, data, verbose=False, weights_only=True)[0]
 

@@ -153,8 +153,12 @@ def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     digits = DIGITS if dataset == "digits" else []
     folder, results = run(tmp_path, name, f"preset={preset}", *rows, *steps, *digits)
     density = method not in ("mean", "forward")
-    expected = {"test/mse", "test/mae", "test/auroc", *(["test/nll"] if density else [])}
-    assert results["metrics"].keys() == expected
+    expected = {"mse", "mae", "rmse", "mre", "auroc", "auprc", "auroc_std", "auroc_standardised", "auprc_standardised"}
+    expected |= {"nll", "nll_mixture"} if density else set()
+    if dataset == "physionet":
+        expected |= {"crps"}
+        expected |= {f"{kind}_{k}" for kind in ("coverage", "width") for k in (50, 90, 95)} if density else set()
+    assert results["metrics"].keys() == {f"test/{metric}" for metric in expected}
     assert all(np.isfinite(value) for value in results["metrics"].values())
     assert 0 <= results["metrics"]["test/auroc"] <= 1
     assert (results["method"], results["dataset"], results["preset"]) == (method, dataset, preset)
@@ -162,7 +166,7 @@ def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == (["best.ckpt", "last.ckpt"] if density else [])
     table = capsys.readouterr().out
     for metric, label in (("nll", "NLL"), ("mse", "MSE"), ("mae", "MAE"), ("auroc", "AUROC")):
-        assert (label in table) == (f"test/{metric}" in expected)
+        assert (label in table) == (metric in expected)
     for figure in results["published"].values():
         assert f"{figure['mean']:.3f} ± {figure['std']:.3f}" in table
     assert bool(results["published"]) == (dataset != "digits")
@@ -196,8 +200,8 @@ def test_results_are_complete(finished):
     folder, results = finished
     types = {
         "experiment": str, "method": str, "dataset": str, "preset": str, "variant": str, "seed": int, "metrics": dict,
-        "published": dict, "baselines": dict, "parameters": int, "steps": int, "train_seconds": float,
-        "test_seconds": float, "peak_memory_bytes": int, "warnings": list, "config_sha256": str, "data_sha256": dict,
+        "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
+        "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list, "config_sha256": str, "data_sha256": dict,
         "data_variant": str, "versions": dict, "device": str, "world_size": int, "git_commit": str, "command": str,
         "finished": str,
     }  # fmt: skip

@@ -113,7 +113,8 @@ class HealingMNIST(ResumableDataModule):
     @property
     def evaluation_arguments(self) -> dict[str, Any]:
         """Arguments of the metrics: imputations are rounded, the classifier tells ten digits apart."""
-        return {"rounded": True, "classifier": "multinomial"}
+        height, width = self.image_shape
+        return {"num_features": height * width, "rounded": True, "classifier": "multinomial"}
 
     @property
     def data_variant(self) -> str:

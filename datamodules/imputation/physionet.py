@@ -86,6 +86,7 @@ class Physionet(ResumableDataModule):
         split_seed: seed of a random split, see above.
         batch_size: training rows of a batch on one process.
         evaluation_batch_size: rows of a validation or test batch on one process.
+        evaluation_samples: draws of each test stay, whose quantiles are scored (CRPS, coverage); 0: none.
         num_workers: worker processes of each loader.
         seed: seed of the training order.
         train_rows: use the first so many training rows only; z-scores are still those of all training stays.
@@ -112,6 +113,7 @@ class Physionet(ResumableDataModule):
         split_seed: int | None = None,
         batch_size: int = 64,
         evaluation_batch_size: int = 500,
+        evaluation_samples: int = 100,
         num_workers: int = 0,
         seed: int = 0,
         train_rows: int | None = None,
@@ -145,8 +147,13 @@ class Physionet(ResumableDataModule):
 
     @property
     def evaluation_arguments(self) -> dict[str, Any]:
-        """Arguments of the metrics: no rounding, and a classifier for death or survival."""
-        return {"rounded": False, "classifier": "binary"}
+        """Arguments of the metrics: no rounding, intervals, and a classifier for death or survival."""
+        return {
+            "num_features": len(VARIABLES),
+            "rounded": False,
+            "classifier": "binary",
+            "samples": self.hparams.evaluation_samples,
+        }
 
     @property
     def data_variant(self) -> str:

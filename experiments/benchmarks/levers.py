@@ -28,7 +28,7 @@ def validation_scores(experiment: Experiment, steps: int) -> dict[str, float]:
     """Train for some steps and score the validation split: val/mse, val/mae, val/nll and the KL's mean part, nats."""
     L.seed_everything(experiment.config["seed"], workers=True, verbose=False)
     data, module = build_data(experiment), build_module(experiment)
-    metrics = ImputationMetrics(**data.evaluation_arguments, auroc=False)
+    metrics = ImputationMetrics(**data.evaluation_arguments | {"classifier": None})
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

@@ -1,5 +1,6 @@
 """Predictive distributions over a whole series: what an imputer answers."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -71,13 +72,42 @@ class PointPrediction:
     def __init__(self, mean: Tensor) -> None:
         self.mean = mean
 
-    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         """[num_samples, batch, time, feature], all alike."""
         return self.mean.expand(num_samples, *self.mean.shape)
 
     def log_prob(self, value: Tensor, rows: Tensor | None = None) -> None:
         """None: a point has no density."""
         return
+
+    def log_mixture(self, value: Tensor, num_samples: int, rows: Tensor | None = None) -> None:
+        """None: a point has no density."""
+        return
+
+
+class GaussianPrediction:
+    """Independent normals in closed form.
+
+    Args:
+        mean: [batch, time, feature].
+        scale: standard deviations, same shape, positive.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        self.mean, self.scale = mean, scale
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+        """[num_samples, batch, time, feature]."""
+        draws = [self.mean + self.scale * _noise(self.mean, generator, rows, draw) for draw in range(num_samples)]
+        return torch.stack(draws)
+
+    def log_prob(self, value: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Log density of each entry in nats, exact."""
+        return Normal(self.mean, self.scale, validate_args=False).log_prob(value)
+
+    def log_mixture(self, value: Tensor, num_samples: int, rows: Tensor | None = None) -> Tensor:
+        """The same as ``log_prob``, which has no latent to average over."""
+        return self.log_prob(value)
 
 
 class LatentPredictive:
@@ -96,17 +126,23 @@ class LatentPredictive:
         """[batch, time, feature]: the decoder's mean at the posterior mean, as the GP-VAE's authors impute."""
         return self.decode(self.posterior.mean).mean
 
-    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """[num_samples, batch, time, feature]: new latents and new observations for each sample."""
+    def sample(self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+        """[num_samples, batch, time, feature]: new latents and new observations for each sample.
+
+        Args:
+            num_samples: draws.
+            generator: source of randomness; None: torch's global one.
+            rows: [batch] int64 row numbers in the data set, to which the noise then belongs, instead of a generator.
+        """
         draws = []
-        for _ in range(num_samples):  # one at a time: memory stays that of one forward pass
-            observation = self.decode(self.posterior.rsample(generator))
+        for draw in range(num_samples):  # one at a time: memory stays that of one forward pass
+            noise = _noise(self.posterior.mean, generator, rows, 2 * draw)
+            observation = self.decode(self.posterior.transform(noise))
+            noise = _noise(observation.mean, generator, rows, 2 * draw + 1)
             if isinstance(observation, Bernoulli):
-                draws.append(torch.bernoulli(observation.probs, generator=generator))
+                draws.append((torch.special.ndtr(noise) < observation.probs).to(noise.dtype))
             else:
-                mean = observation.mean
-                noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                draws.append(mean + observation.stddev * noise)
+                draws.append(observation.mean + observation.stddev * noise)
         return torch.stack(draws)
 
     def log_prob(self, value: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -117,8 +153,28 @@ class LatentPredictive:
             rows: [batch] int64 row numbers in the data set. The latent noise then belongs to the row, so that the
                 figure does not depend on batch size or number of processes. None: torch's global generator.
         """
-        if rows is None:
-            latent = self.posterior.rsample()
-        else:
-            latent = self.posterior.transform(normal_by_row(rows, tuple(self.posterior.mean.shape[1:])))
-        return self.decode(latent).log_prob(value)
+        return self._log_prob(value, rows, draw=0)
+
+    def log_mixture(self, value: Tensor, num_samples: int, rows: Tensor | None = None) -> Tensor:
+        """Log of the density of each entry averaged over latent samples, in nats; the first is that of ``log_prob``.
+
+        Args:
+            value: [batch, time, feature].
+            num_samples: latent samples.
+            rows: as in ``log_prob``.
+        """
+        total = self._log_prob(value, rows, draw=0)
+        for draw in range(1, num_samples):  # one at a time: memory stays that of one forward pass
+            total = torch.logaddexp(total, self._log_prob(value, rows, draw))
+        return total - math.log(num_samples)
+
+    def _log_prob(self, value: Tensor, rows: Tensor | None, draw: int) -> Tensor:
+        noise = _noise(self.posterior.mean, None, rows, draw)
+        return self.decode(self.posterior.transform(noise)).log_prob(value)
+
+
+def _noise(like: Tensor, generator: torch.Generator | None, rows: Tensor | None, draw: int) -> Tensor:
+    """Standard normal noise of the shape of ``like``: of the rows where they are given, else of the generator."""
+    if rows is not None:
+        return normal_by_row(rows, tuple(like.shape[1:]), seed=draw).to(like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -1,6 +1,6 @@
 """The contract of imputation: given values and a mask, a predictive distribution over the whole series."""
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import lightning as L
 import torch
@@ -18,22 +18,24 @@ class SeriesBatch(Protocol):
 
 
 class Predictive(Protocol):
-    """Predictive distribution over [batch, time, feature]."""
+    """Predictive distribution over [batch, time, feature]: what a method answers and the metric callbacks read.
 
-    mean: Tensor
+    ``rows`` are the [batch] int64 row numbers of the series in their data set. Where they are given, the noise belongs
+    to the row: a score then depends neither on the batch size nor on the number of processes.
+    """
 
-    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """[num_samples, batch, time, feature]."""
+    mean: Tensor  # probabilities for binary data
+
+    def sample(
+        self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """[num_samples, batch, time, feature]: joint draws of whole series."""
 
     def log_prob(self, value: Tensor, rows: Tensor | None = None) -> Tensor | None:
-        """[batch, time, feature] log density per entry in nats; None where the method has none."""
+        """[batch, time, feature] log density per entry in nats, by one latent draw; None where there is no density."""
 
-
-class Imputation(NamedTuple):
-    """What an evaluation step hands to the metric callbacks."""
-
-    mean: Tensor  # [batch, time, feature]; probabilities for binary data
-    log_prob: Tensor | None  # [batch, time, feature] log density of the truth, nats
+    def log_mixture(self, value: Tensor, num_samples: int, rows: Tensor | None = None) -> Tensor | None:
+        """The same by the mean density over that many latent draws; ``log_prob`` where that is exact."""
 
 
 class Imputer(L.LightningModule):
@@ -49,11 +51,10 @@ class Imputer(L.LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(values, observed_mask, times)")
 
-    def validation_step(self, batch: SeriesBatch, batch_index: int) -> Imputation:
-        """Impute, and score the truth's density, for the metric callbacks."""
-        predictive = self(batch.values, batch.observed_mask, batch.times)
-        return Imputation(predictive.mean, predictive.log_prob(batch.target, rows=batch.index))
+    def validation_step(self, batch: SeriesBatch, batch_index: int) -> Predictive:
+        """Impute; the metric callbacks ask the predictive distribution for what they score."""
+        return self(batch.values, batch.observed_mask, batch.times)
 
-    def test_step(self, batch: SeriesBatch, batch_index: int) -> Imputation:
+    def test_step(self, batch: SeriesBatch, batch_index: int) -> Predictive:
         """As in validation."""
         return self.validation_step(batch, batch_index)

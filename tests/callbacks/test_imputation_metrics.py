@@ -1,5 +1,3 @@
-import logging
-from functools import partial
 from typing import NamedTuple
 
 import lightning as L
@@ -10,14 +8,13 @@ import torch.distributed
 from ddp import run_in_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
-from scipy.special import logsumexp
-from sklearn.linear_model import LogisticRegression
+from imputed import completed, series, shards
+from scipy.stats import norm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from callbacks import imputation_metrics
-from callbacks.imputation_metrics import DownstreamAUROC, ImputationErrors, ImputationMetrics, downstream_auroc
+from callbacks.downstream import downstream_scores
+from callbacks.imputation_metrics import ImputationErrors, ImputationIntervals, ImputationMetrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -26,66 +23,55 @@ pytestmark = [
 FLOAT32 = torch.finfo(torch.float32).eps
 
 
-class Batch(NamedTuple):
-    values: Tensor
-    observed_mask: Tensor
-    target: Tensor
-    target_mask: Tensor
-    label: Tensor
-    index: Tensor
+class Prediction(NamedTuple):
+    """A stored answer: draws are the mean plus fixed noise, the mixture's density is a nat better than one sample's."""
+
     mean: Tensor
-    log_prob: Tensor
+    density: Tensor | None
+    spread: float = 1.0
 
-    def rows(self, where):
-        return Batch(*(tensor[where] for tensor in self))
+    def sample(self, num_samples, *, rows):
+        noise = torch.linspace(-2, 2, num_samples)[:, None, None, None]
+        return self.mean + self.spread * noise * (1 + rows[:, None, None] % 3)
 
+    def log_prob(self, value, rows):
+        return self.density
 
-class Imputation(NamedTuple):
-    mean: Tensor
-    log_prob: Tensor | None
-
-
-def series(rows=33, time=4, feature=3, classes=3, binary=False, seed=0):
-    """A labelled data set with hidden entries, its imputation and densities."""
-    g = torch.Generator().manual_seed(seed)
-    shape = (rows, time, feature)
-    label = torch.arange(rows) % classes
-    truth = torch.randn(shape, generator=g) + 0.7 * torch.randn((classes, time, feature), generator=g)[label]
-    mean = truth + torch.randn(shape, generator=g)
-    if binary:
-        truth, mean = (truth > 0).float(), mean.sigmoid()
-    observed = torch.rand(shape, generator=g) < 0.6
-    target_mask = ~observed & (torch.rand(shape, generator=g) < 0.8)
-    log_prob = -torch.rand(shape, generator=g) * 3
-    return Batch(
-        truth * observed, observed, truth * target_mask, target_mask, label, torch.arange(rows), mean, log_prob
-    )
+    def log_mixture(self, value, num_samples, rows):
+        return None if self.density is None else self.density + num_samples / 20
 
 
 def plain_scores(data, rounded):
     mask = data.target_mask.numpy()
     mean, target, log_prob = (t.double().numpy()[mask] for t in (data.mean, data.target, data.log_prob))
     error = (np.round(mean) if rounded else mean) - target
-    return {"mse": np.mean(error**2), "mae": np.mean(np.abs(error)), "nll": -np.mean(log_prob)}
+    scores = {"mse": np.mean(error**2), "mae": np.mean(np.abs(error)), "rmse": np.sqrt(np.mean(error**2))}
+    scores |= {"mre": np.abs(error).sum() / np.abs(target).sum()} if target.any() else {}
+    return scores | {"nll": -np.mean(log_prob)}
 
 
-def completed(data, rounded):
-    flat = np.where(data.observed_mask, data.values, data.mean).reshape(len(data.label), -1).astype(np.float64)
-    return np.round(flat) if rounded else flat
+def plain_intervals(data, num_samples=100, spread=1.0):
+    """CRPS, coverage and width by numpy's quantiles, entry after entry."""
+    mask = data.target_mask.numpy()
+    drawn = Prediction(data.mean, None, spread).sample(num_samples, rows=data.index).double().numpy()[:, mask]
+    truth = data.target.double().numpy()[mask]
+    levels = np.arange(1, 20) / 20
+    loss = 0.0
+    for level, quantile in zip(levels, np.quantile(drawn, levels, axis=0), strict=True):
+        loss += 2 * np.abs((quantile - truth) * ((truth <= quantile) - level)).sum() / 19
+    scores = {"crps": loss / np.abs(truth).sum()}
+    for percent in (50, 90, 95):
+        lower, upper = np.quantile(drawn, [(1 - percent / 100) / 2, (1 + percent / 100) / 2], axis=0)
+        scores[f"coverage_{percent}"] = np.mean((lower <= truth) & (truth <= upper))
+        scores[f"width_{percent}"] = np.mean(upper - lower)
+    return scores
 
 
 def errors_of(batches, rounded):
-    metric = ImputationErrors(rounded)
+    metric = ImputationErrors(3, rounded)
     for batch in batches:
         metric.update(batch.mean, batch.target, batch.target_mask, batch.log_prob)
     return metric.compute()
-
-
-def auroc_of(batches, rounded, classifier):
-    metric = DownstreamAUROC(rounded, classifier)
-    for batch in batches:
-        metric.update(batch.mean, batch.values, batch.observed_mask, batch.label, batch.index)
-    return metric
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,7 +90,7 @@ def test_errors_are_plain_means_over_hidden_entries_however_batched(seed, rounde
 
 
 def test_rounding_is_half_to_even_for_both_errors_and_never_for_the_density():
-    metric = ImputationErrors(rounded=True)
+    metric = ImputationErrors(4, rounded=True)
     mean = torch.tensor([[[0.5, 1.5, 2.5, 0.51]]])
     metric.update(mean, torch.zeros_like(mean), torch.ones_like(mean, dtype=torch.bool), torch.full_like(mean, -0.5))
     scores = metric.compute()
@@ -119,104 +105,6 @@ def test_nothing_to_score_and_wrong_shapes_are_errors():
         errors_of([data._replace(mean=data.mean[:, :, :1])], False)
 
 
-def pairwise_auroc(positive, score):
-    above = score[positive][:, None] - score[~positive][None, :]
-    return np.mean((above > 0) + 0.5 * (above == 0))
-
-
-def softmax_regression(x, y, classes):
-    """Weights that minimise the sum of log losses plus half the squared weights, intercepts left alone."""
-
-    def objective(flat):
-        w = flat.reshape(classes, -1)
-        logits = x @ w[:, :-1].T + w[:, -1]
-        residual = np.exp(logits - logsumexp(logits, axis=1, keepdims=True)) - np.eye(classes)[y]
-        loss = (logsumexp(logits, axis=1) - logits[np.arange(len(y)), y]).sum() + 0.5 * (w[:, :-1] ** 2).sum()
-        return loss, np.hstack([residual.T @ x + w[:, :-1], residual.sum(0)[:, None]]).ravel()
-
-    start = np.zeros(classes * (x.shape[1] + 1))
-    w = minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000}).x
-    return w.reshape(classes, -1)
-
-
-@pytest.mark.parametrize("rounded", [False, True])
-def test_multinomial_auroc_against_own_regression_and_pair_counting(rounded):
-    data = series(rows=60, seed=3, binary=rounded)
-    data.values[:, 0, 0], data.mean[:, 0, 0] = 0.0, 0.0  # a column of zeros, which is left out
-    x, y = completed(data, rounded), data.label.numpy()
-    w = softmax_regression(x[:30], y[:30], 3)
-    logits = x[30:] @ w[:, :-1].T + w[:, -1]
-    score = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-    truth = np.mean([pairwise_auroc(y[30:] == c, score[:, c]) for c in range(3)])
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))  # batches come in any order
-    value = auroc_of([data.rows(part) for part in order.split(17)], rounded, "multinomial").compute()
-    assert value.item() == pytest.approx(truth, abs=1e-12)
-    assert 0.55 < truth < 0.99
-
-
-def test_binary_auroc_against_own_regression_with_penalised_intercept():
-    data = series(rows=61, classes=2, seed=5)
-    x, sign = completed(data, False), 2.0 * data.label.numpy() - 1
-    x = np.hstack([x, np.ones((61, 1))])  # liblinear's intercept is a column like any other
-
-    def objective(w):
-        margin = sign[:30] * (x[:30] @ w)
-        return np.logaddexp(0, -margin).sum() + 0.5 * w @ w, w - x[:30].T @ (sign[:30] / (1 + np.exp(margin)))
-
-    w = minimize(objective, np.zeros(x.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
-    truth = pairwise_auroc(sign[30:] > 0, x[30:] @ w)
-    assert auroc_of([data], False, "binary").compute().item() == pytest.approx(truth, abs=1e-12)
-    assert 0.55 < truth < 0.99
-
-
-def test_hidden_truth_is_not_put_back():
-    data = series(rows=40)
-    blind = data._replace(target=torch.full_like(data.target, 1e9))
-    assert auroc_of([blind], False, "multinomial").compute() == auroc_of([data], False, "multinomial").compute()
-    other = data._replace(mean=torch.where(data.target_mask, -data.mean, data.mean))
-    assert auroc_of([other], False, "multinomial").compute() != auroc_of([data], False, "multinomial").compute()
-
-
-def test_reset_forgets():
-    data = series(rows=40)
-    metric = auroc_of([series(rows=40, seed=9)], False, "multinomial")
-    metric.compute()
-    metric.reset()
-    metric.update(data.mean, data.values, data.observed_mask, data.label, data.index)
-    assert metric.compute() == auroc_of([data], False, "multinomial").compute()
-
-
-def test_unusable_series_are_errors():
-    data = series(rows=40)
-    with pytest.raises(ValueError, match="40 series were evaluated, but only 20 different"):
-        auroc_of([data._replace(index=data.index // 2)], False, "multinomial").compute()
-    for value, rounded in ((torch.nan, True), (torch.nan, False), (300.0, True), (-1.0, True)):
-        mean = torch.rand(data.mean.shape)
-        mean[7] = value
-        bad = auroc_of([data._replace(mean=mean, values=mean * data.observed_mask)], rounded, "multinomial")
-        with pytest.raises(ValueError, match="the imputed mean has diverged"):
-            bad.compute()
-    with pytest.raises(ValueError, match=r"first half has the classes \[0\], the second \[0, 1\]"):
-        downstream_auroc(np.eye(6), np.array([0, 0, 0, 0, 1, 1]), "binary")
-    with pytest.raises(ValueError, match="same two in both"):
-        downstream_auroc(np.eye(6), np.array([0, 1, 2, 0, 1, 2]), "binary")
-
-
-def test_warnings_of_the_classifier_become_log_lines(monkeypatch, caplog):
-    hasty = partial(LogisticRegression, max_iter=2)
-    monkeypatch.setattr(imputation_metrics, "LogisticRegression", lambda max_iter, **arguments: hasty(**arguments))
-    data = series(rows=60)
-    with caplog.at_level(logging.WARNING):
-        auroc_of([data], False, "multinomial").compute()
-    assert "downstream classifier: lbfgs failed to converge" in caplog.text
-
-
-def shards(data, sizes):
-    """Rows of each rank, shuffled and in batches of 5."""
-    order = torch.randperm(len(data.label), generator=torch.Generator().manual_seed(2))
-    return [[data.rows(part) for part in share.split(5)] if len(share) else [] for share in order.split(sizes)]
-
-
 @pytest.mark.parametrize("sizes", [[17, 16], [28, 5], [33, 0]])  # 4 and 4 batches, 6 and 1, 7 and none
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")  # the rank without rows
@@ -226,28 +114,63 @@ def test_two_ranks_are_one(sizes, rounded):
 
     def on_rank():
         batches = parts[torch.distributed.get_rank()]
-        auroc = auroc_of(batches, rounded, "multinomial").compute()
-        return {name: value.item() for name, value in errors_of(batches, rounded).items()}, auroc.item()
+        scores = errors_of(batches, rounded) | intervals_of(batches)
+        return {name: value.item() for name, value in scores.items()}
 
-    alone = auroc_of([data], rounded, "multinomial").compute().item()
-    for errors, auroc in run_in_processes(2, on_rank):
-        for name, value in plain_scores(data, rounded).items():
-            assert errors[name] == pytest.approx(value, rel=FLOAT32)
-        assert auroc == alone
+    for scores in run_in_processes(2, on_rank):
+        for name, value in (plain_scores(data, rounded) | plain_intervals(data)).items():
+            assert scores[name] == pytest.approx(value, rel=FLOAT32)
 
 
-def test_failure_on_rank_zero_is_raised_on_all_ranks():
-    data = series()
-    parts = shards(data._replace(label=torch.zeros_like(data.label)), [17, 16])
+def intervals_of(batches, num_samples=100, spread=1.0):
+    metric = ImputationIntervals(3)
+    for batch in batches:
+        samples = Prediction(batch.mean, None, spread).sample(num_samples, rows=batch.index)
+        metric.update(samples, batch.target, batch.target_mask)
+    return metric.compute()
 
-    def on_rank():
-        with pytest.raises(ValueError, match="auroc=False") as raised:
-            auroc_of(parts[torch.distributed.get_rank()], False, "multinomial").compute()
-        return str(raised.value)
 
-    first, second = run_in_processes(2, on_rank, timeout=30)
-    assert first == second
-    assert "of the 33 evaluated series the first half has the classes [0]" in first
+@pytest.mark.parametrize("num_samples", [1, 2, 37, 100])
+def test_intervals_against_numpys_quantiles(num_samples):
+    data = series(seed=4)
+    for name, value in plain_intervals(data, num_samples).items() if num_samples > 1 else ():
+        assert intervals_of([data], num_samples)[name].item() == pytest.approx(value, rel=1e-12)
+    # A point has no interval, and its CRPS is the mean absolute error over the mean absolute truth.
+    point = intervals_of([data], num_samples, spread=0.0)
+    assert {name: value.item() for name, value in point.items()} == {
+        "crps": pytest.approx(plain_scores(data, False)["mre"], rel=FLOAT32)
+    }
+
+
+def test_intervals_of_the_true_distribution_cover_what_they_say():
+    g = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.5, 2.0])
+    truth = scale * torch.randn((200, 20, 2), generator=g)
+    samples = scale * torch.randn((400, 200, 20, 2), generator=g)
+    metric = ImputationIntervals(2)
+    metric.update(samples, truth, torch.ones_like(truth, dtype=torch.bool))
+    scores = metric.compute()
+    for percent in (50, 90, 95):
+        assert scores[f"coverage_{percent}"].item() == pytest.approx(percent / 100, abs=0.012)
+        width = 2 * norm.ppf(0.5 + percent / 200) * scale.numpy()
+        # Quantiles between 400 order statistics fall short by up to 1.3 %.
+        np.testing.assert_allclose(metric.by_feature[f"width_{percent}"], width, rtol=0.02)
+    # CRPS of a calibrated normal: scale / sqrt(pi), its mean absolute value: scale * sqrt(2 / pi). The mean over the 19
+    # inner levels is 20 / 19 of the integral over all levels, since the loss vanishes at both ends.
+    assert scores["crps"].item() == pytest.approx(20 / 19 * np.sqrt(1 / 2), rel=0.01)
+
+
+def test_scores_of_each_feature_are_those_of_the_feature_alone():
+    data = series(seed=7)
+    data.target_mask[..., 1] = False
+    metric = ImputationErrors(3, False)
+    metric.update(data.mean, data.target, data.target_mask, data.log_prob)
+    metric.compute()
+    for j in (0, 2):
+        only = data.target_mask & (torch.arange(3) == j)
+        for name, value in plain_scores(data._replace(target_mask=only), False).items():
+            assert metric.by_feature[name][j].item() == pytest.approx(value, rel=1e-12)
+    assert all(values[1].isnan() for values in metric.by_feature.values())
 
 
 class Module(L.LightningModule):
@@ -271,7 +194,7 @@ class Module(L.LightningModule):
         return self.weight**2
 
     def validation_step(self, batch, _):
-        return Imputation(batch.mean, batch.log_prob if self.density else None)
+        return Prediction(batch.mean, batch.log_prob if self.density else None)
 
     test_step = validation_step
 
@@ -296,9 +219,12 @@ def trainer(folder, callback, **arguments):
 @pytest.mark.parametrize("ranks", [{"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}])
 def test_through_a_trainer(tmp_path, ranks):
     data = series(rows=60)
-    (scores,) = trainer(tmp_path, ImputationMetrics(False, "multinomial"), **ranks).test(Module(data), verbose=False)
-    auroc = downstream_auroc(completed(data, False), data.label.numpy(), "multinomial")
-    truth = plain_scores(data, False) | {"auroc": auroc}
+    metrics = ImputationMetrics(3, False, "multinomial", samples=50, mixture_samples=40)
+    (scores,) = trainer(tmp_path, metrics, **ranks).test(Module(data), verbose=False)
+    arguments = completed(data, False), data.label.numpy(), "multinomial"
+    truth = plain_scores(data, False) | plain_intervals(data, 50) | downstream_scores(*arguments)
+    truth["nll_mixture"] = truth["nll"] - 2
+    truth |= {f"{name}_standardised": downstream_scores(*arguments, True)[name] for name in ("auroc", "auprc")}
     assert scores == {f"test/{name}": pytest.approx(value, rel=FLOAT32) for name, value in truth.items()}
 
 
@@ -310,10 +236,10 @@ def test_validation_scores_every_epoch_anew_and_not_the_sanity_check(tmp_path):
         def on_validation_end(self, trainer, pl_module):
             seen.append((trainer.sanity_checking, dict(trainer.callback_metrics)))
 
-    run = trainer(tmp_path, Spy(False, "multinomial", auroc=False), max_epochs=2, num_sanity_val_steps=2)
+    run = trainer(tmp_path, Spy(3, False, None), max_epochs=2, num_sanity_val_steps=2)
     run.fit(Module(data, density=False))
     truth = plain_scores(data, False)
-    expected = {f"val/{name}": pytest.approx(truth[name], rel=FLOAT32) for name in ("mse", "mae")}
+    expected = {f"val/{name}": pytest.approx(truth[name], rel=FLOAT32) for name in ("mse", "mae", "rmse", "mre")}
     assert seen == [(True, {}), (False, expected), (False, expected)]
     (scores,) = run.test(Module(data, density=False), verbose=False)
-    assert set(scores) == {"test/mse", "test/mae"}
+    assert set(scores) == {"test/mse", "test/mae", "test/rmse", "test/mre"}
