@@ -1,9 +1,10 @@
 """What each lever of a preset is worth, measured on the validation split, never on the test split.
 
-python -m experiments.benchmarks.levers gpvae_physionet [key=value ...] [--steps 500] [--rows 1000]
+python -m experiments.benchmarks.levers gpvae_physionet [key=value ...] [--steps 500] [--rows 1000] [--leave-one-out]
 
 Trains the preset `paper`, then `paper` with one lever of `plus` at a time, then with each further key=value alone, then
-`plus` whole, each for a few steps from the same seed, and prints the validation figures of the last step.
+`plus` whole, each for a few steps from the same seed, and prints the validation figures of the last step. With
+--leave-one-out it trains `plus` without one of its levers at a time.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from experiments.build import build_data, build_module
 from experiments.config import Experiment, compose
 
 
-def levers(name: str) -> list[str]:
-    """The model arguments in which the preset `plus` of an experiment differs from `paper`, as overrides."""
-    paper, plus = (compose(name, [f"preset={preset}"]).config["model"] for preset in ("paper", "plus"))
-    return [f"model.{key}={str(value).lower()}" for key, value in plus.items() if value != paper[key]]
+def levers(name: str, preset: str = "plus") -> list[str]:
+    """The model arguments in which the presets `plus` and `paper` differ, as overrides with the values of one."""
+    paper, plus = (compose(name, [f"preset={each}"]).config["model"] for each in ("paper", "plus"))
+    values = {"paper": paper, "plus": plus}[preset]
+    return [f"model.{key}={str(values[key]).lower()}" for key in plus if plus[key] != paper[key]]
 
 
 def validation_scores(experiment: Experiment, steps: int) -> dict[str, float]:
@@ -57,12 +59,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("candidates", nargs="*", help="further overrides to measure alone")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows")
+    parser.add_argument("--leave-one-out", action="store_true", help="preset=plus without each lever, instead")
     arguments = parser.parse_intermixed_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     shared = [f"data.validation_rows={arguments.rows}"]
     if "fit_on" in compose(arguments.name).config["data"]:
         shared.append("data.fit_on=train")  # else the validation rows are trained on
-    variants = [[], *([lever] for lever in [*levers(arguments.name), *arguments.candidates]), ["preset=plus"]]
+    if arguments.leave_one_out:
+        without = [*levers(arguments.name, "paper"), *arguments.candidates]
+        variants = [["preset=plus", lever] for lever in without]
+    else:
+        variants = [[], *([lever] for lever in [*levers(arguments.name), *arguments.candidates]), ["preset=plus"]]
     table = Table("change to preset=paper", "NLL", "MSE", "MAE", "mean part of KL")
     for variant in variants:
         scores = validation_scores(compose(arguments.name, shared + variant), arguments.steps)
