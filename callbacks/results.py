@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.checkpoints import whole_file
+from callbacks.files import whole_file
 
 
 def _refuse(value: object, place: str) -> None:

@@ -103,6 +103,7 @@ class Physionet(ResumableDataModule):
     """
 
     task = "imputation"
+    time_label = "hours since admission"
 
     def __init__(
         self,
@@ -134,6 +135,11 @@ class Physionet(ResumableDataModule):
     def variables(self) -> list[str]:
         """Names of the 35 variables, in the order of the last dimension."""
         return list(VARIABLES)
+
+    @property
+    def units(self) -> list[str]:
+        """Unit of each variable; empty where it has none."""
+        return list(VARIABLES.values())
 
     @property
     def model_arguments(self) -> dict[str, Any]:

@@ -13,14 +13,14 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Logical shift (torch's own keeps the sign)."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _splitmix64(state: Tensor) -> Tensor:
-    state = state + _GOLDEN
-    state = (state ^ _shift_right(state, 30)) * _MIX_1
-    state = (state ^ _shift_right(state, 27)) * _MIX_2
-    return state ^ _shift_right(state, 31)
+    state = state + _GOLDEN  # the rest in place: it is bound by memory traffic
+    state.bitwise_xor_(_shift_right(state, 30)).mul_(_MIX_1)
+    state.bitwise_xor_(_shift_right(state, 27)).mul_(_MIX_2)
+    return state.bitwise_xor_(_shift_right(state, 31))
 
 
 def normal_by_row(rows: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ def normal_by_row(rows: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor
     position = torch.arange((size + 1) // 2, device=rows.device)
     bits = _splitmix64(stream[:, None] + position * _GOLDEN)  # [batch, half the size]
     high, low = _shift_right(bits, 32), bits & 0xFFFFFFFF
-    radius = ((high.float() + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()  # of a uniform number in (0, 1]
+    radius = high.float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()  # of a uniform number in (0, 1]
     angle = low.float().mul_(2 * math.pi * 2.0**-32)
-    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]  # [batch, size]
-    return normal.reshape(len(rows), *shape)
+    normal = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)  # [batch, size, and 1 if odd]
+    return normal[:, :size].reshape(len(rows), *shape)
