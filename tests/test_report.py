@@ -1,41 +1,155 @@
-"""Tables of results."""
+"""Tables of results: which runs a row shows, what stands beside them, the four formats, comparisons over splits."""
 
+import csv
+import io
 import json
+import re
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
+from experiments import report, sweep, tables
 from experiments.config import experiments, split_name
-from experiments.report import ROOT, collect, main, markdown_table, published_figures, published_tables, run_table
+from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text
+from experiments.report import ROOT, main, run_table
+from experiments.splits import paired_difference, splits_sheet
+from experiments.sweep import cells, variant_name
+from experiments.tables import METRICS, collect, published_figures, published_tables, table_sheet
+
+SWEEP = """
+blocks:
+  - {methods: [mean, vae, gpvae], datasets: [physionet], seeds: [0, 1, 2]}
+  - {methods: [gpvae], datasets: [physionet], seeds: [0, 1, 2], variants: [preset=plus]}
+"""
+TABLE = """
+caption: A caption, 100 % of it.
+source: the paper
+sweep: small
+columns:
+  - {dataset: physionet, metric: test/auroc, show: both}
+  - {dataset: physionet, metric: test/auroc, title: published AUROC, show: published}
+  - {dataset: physionet, metric: test/mse}
+  - {dataset: physionet, metric: test/coverage_90}
+  - {dataset: physionet, title: seeds, show: seeds}
+rows:
+  - {title: mean, method: mean}
+  - {title: VAE, method: vae}
+  - {title: GP-VAE, method: gpvae}
+  - {title: GP-VAE plus, method: gpvae, overrides: {preset: plus}}
+figures:
+  vae_physionet: {test/auroc: [0.677, 0.002]}
+  gpvae_physionet: {test/auroc: [0.730, 0.006]}
+"""
+SPLITS = """
+extends: small
+sweep: splits
+splits: {dataset: physionet, metric: test/auroc, over: data.split_seed, reference: vae}
+"""
+SPLITS_SWEEP = """
+blocks:
+  - {methods: [mean, vae, gpvae], datasets: [physionet], seeds: [0], grid: {data.split_seed: [0, 1, 2, 3, 4]}}
+"""
 
 
-def write(folder, experiment, seed, metrics, variant="default", command=None):
+@pytest.fixture
+def described(tmp_path, monkeypatch):
+    """Tables "small" and "splits" and their sweeps in place of those that ship."""
+    for folder, contents in (
+        ("sweeps", {"small": SWEEP, "splits": SPLITS_SWEEP}),
+        ("published", {"small": TABLE, "splits": SPLITS}),
+    ):
+        (tmp_path / "experiments" / folder).mkdir(parents=True)
+        for name, content in contents.items():
+            (tmp_path / "experiments" / folder / f"{name}.yaml").write_text(content)
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path / "experiments" / "sweeps")
+    monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "experiments" / "published")
+    published_tables.cache_clear()
+    yield
+    published_tables.cache_clear()
+
+
+def write(folder, experiment, seed, metrics, variant="default", overrides=""):
     folder.mkdir(parents=True, exist_ok=True)
-    command = command or f"python -m experiments.run {experiment} seed={seed}"
+    command = f"python -m experiments.run {experiment} {overrides} seed={seed} logger=csv"
     payload = {"experiment": experiment, "variant": variant, "seed": seed, "metrics": metrics, "command": command}
     (folder / f"{experiment}-{variant}-{seed}.json").write_text(json.dumps(payload))
 
 
-def rows(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+def shown(sheet, bold=("", "")):
+    return [[cell.shown(bold) for cell in row] for row in sheet.rows]
 
 
-def test_a_table_averages_seeds_and_keeps_variants_and_missing_rows_apart(tmp_path):
-    aurocs = [0.71, 0.73, 0.74]
-    for seed, auroc in enumerate(aurocs):
-        write(tmp_path, "gpvae_physionet", seed, {"test/auroc": auroc})
-    plus = "python -m experiments.run gpvae_physionet preset=plus seed=0 logger=csv"
-    write(tmp_path, "gpvae_physionet", 0, {"test/auroc": 0.75, "test/mse": 0.5}, "1a2b3c4d", plus)
-    table = rows(markdown_table("table2", [tmp_path]))
-    ours = [row for row in table if row[0] == "gpvae_physionet"]
-    mean, std = statistics.mean(aurocs), statistics.stdev(aurocs)
-    assert ours == [
-        ["gpvae_physionet", "default", "3", "AUROC ↑", f"{mean:.4f} ± {std:.4f}", "0.730 ± 0.006"],
-        ["gpvae_physionet", "`preset=plus`", "1", "MSE ↓", "0.5000", "–"],
-        ["gpvae_physionet", "`preset=plus`", "1", "AUROC ↑", "0.7500", "0.730 ± 0.006"],
+PLUS = "d1dd137e"  # the variant preset=plus, as run folders have been named by it
+
+
+@pytest.fixture
+def runs(described, tmp_path):
+    """VAE with three seeds, GP-VAE with two and plus with one, and a variant that no row names."""
+    folder = tmp_path / "runs"
+    for seed, auroc in enumerate([0.71, 0.73, 0.74]):
+        write(folder, "vae_physionet", seed, {"test/auroc": auroc, "test/mse": 0.5, "test/auroc_std": 0.01 * seed})
+    for seed, mse in enumerate([0.4, 0.41]):
+        write(folder, "gpvae_physionet", seed, {"test/auroc": 0.7, "test/mse": mse, "test/coverage_90": 0.97})
+    write(folder, "gpvae_physionet", 0, {"test/auroc": 0.72, "test/coverage_90": 0.88}, PLUS, "preset=plus")
+    write(folder, "gpvae_physionet", 0, {"test/auroc": 0.99, "test/mse": 0.1}, "12345678", "data.split_seed=1")
+    return folder
+
+
+def test_a_row_shows_the_seeds_of_its_own_variant_beside_the_published_figure(runs):
+    sheet = table_sheet("small", collect([runs]))
+    mean, std = statistics.mean([0.71, 0.73, 0.74]), statistics.stdev([0.71, 0.73, 0.74])
+    assert [column.heading for column in sheet.columns] == [
+        "method", "AUROC ↑", "published AUROC ↑", "MSE ↓", "90 % coverage ≈ 0.9", "seeds",
+    ]  # fmt: skip
+    assert shown(sheet, ("<", ">")) == [
+        ["mean", "–", "–", "–", "–", "0"],
+        ["VAE", f"<{mean:.3f} ± {std:.3f}> (0.677 ± 0.002)", "0.677 ± 0.002", "0.500 ± 0.000", "–", "3"],
+        ["GP-VAE", "0.700 ± 0.000 (0.730 ± 0.006)", "0.730 ± 0.006", "<0.405 ± 0.007>", "0.970 ± 0.000", "2"],
+        ["GP-VAE plus", "0.720", "–", "–", "<0.880>", "1"],
     ]
-    assert ["brits_physionet", "–", "0", "AUROC ↑", "–", "0.742 ± 0.008"] in table
+
+
+def test_what_is_missing_is_named_below(runs):
+    *_, note = table_sheet("small", collect([runs])).notes
+    assert note == (
+        "Missing: 6 of 12 runs (python -m experiments.sweep small --local): mean_physionet (seed 0 to 2); "
+        "gpvae_physionet (seed 2); gpvae_physionet preset=plus (seed 1 to 2)."
+    )
+    for seed in range(3):
+        for experiment, variant in (
+            ("mean_physionet", "default"),
+            ("gpvae_physionet", "default"),
+            ("gpvae_physionet", PLUS),
+        ):
+            write(runs, experiment, seed, {}, variant)
+    assert len(table_sheet("small", collect([runs])).notes) == 1
+
+
+def test_other_variants_are_shown_on_request_and_never_the_best(runs):
+    sheet = table_sheet("small", collect([runs]), every=True)
+    assert shown(sheet)[:4] == shown(table_sheet("small", collect([runs])))
+    assert shown(sheet, ("<", ">"))[4:] == [["GP-VAE data.split_seed=1", "0.990", "–", "0.100", "–", "1"]]
+
+
+def test_the_bootstrap_column_is_the_mean_over_seeds_of_what_is_within_each(runs):
+    sheet = table_sheet("small", collect([runs]), bootstrap=True)
+    assert [column.title for column in sheet.columns][:4] == ["method", "AUROC", "bootstrap SD", "published AUROC"]
+    assert [row[2].text for row in sheet.rows] == ["–", "0.010", "–", "–"]
+
+
+def test_equal_figures_are_bold_together_and_a_lone_one_is_not(described, tmp_path):
+    write(tmp_path, "mean_physionet", 0, {"test/auroc": 0.70001, "test/mse": 0.1})
+    write(tmp_path, "vae_physionet", 0, {"test/auroc": 0.69999})
+    write(tmp_path, "gpvae_physionet", 0, {"test/auroc": 0.6})
+    sheet = table_sheet("small", collect([tmp_path]))
+    assert [row[1].best for row in sheet.rows] == [True, True, False, False]
+    assert not any(row[3].best for row in sheet.rows)
 
 
 def test_a_run_found_twice_counts_once_and_other_json_files_not_at_all(tmp_path):
@@ -46,11 +160,206 @@ def test_a_run_found_twice_counts_once_and_other_json_files_not_at_all(tmp_path)
     assert [each["metrics"] for each in grouped["mean_physionet", "default"]] == [{"test/auroc": 0.7}]
 
 
-def test_bad_input_is_named_in_one_line(tmp_path, capsys):
-    assert main(["tabel1", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: table 'tabel1' does not exist. Did you mean 'table1'?\n"
-    (tmp_path / "broken.json").write_text("{")
-    assert main(["table1", str(tmp_path)]) == 2
+AWKWARD = Sheet(
+    "awkward",
+    "50 % of {a_b} & #1 for $2 ~ ^ \\",
+    [Column("method"), Column("AUROC", "↑", ("AUROC", "AUROC SD")), Column("difference", "≈ 0.9")],
+    [
+        [Cell("a|b_c"), Cell("0.71 ± 0.02", "0.73", (0.7123456789, 0.02), best=True), Cell("-0.012 to +0.030")],
+        [Cell("HI-VAE"), Cell(numbers=(None, None)), Cell("–")],
+    ],
+    ["note: x < y, 3 to 4"],
+)
+
+
+def test_markdown_has_a_line_for_each_row_and_as_many_cells(runs):
+    sheet = table_sheet("small", collect([runs]))
+    caption, table, *notes = markdown(sheet).rstrip("\n").split("\n\n")
+    head, rule, *body = table.splitlines()
+    assert (caption, notes) == (sheet.caption, sheet.notes)
+    assert rule == "|---|---:|---:|---:|---:|---:|"
+    parsed = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in (head, *body)]
+    assert parsed == [[column.heading for column in sheet.columns], *shown(sheet, ("**", "**"))]
+    assert r"| a\|b_c | **0.71 ± 0.02** (0.73) | -0.012 to +0.030 |" in markdown(AWKWARD)
+
+
+def test_csv_holds_every_number_in_full(runs):
+    rows = list(csv.DictReader(io.StringIO(comma_separated(table_sheet("small", collect([runs]))))))
+    assert [row["method"] for row in rows] == ["mean", "VAE", "GP-VAE", "GP-VAE plus"]
+    values = [0.71, 0.73, 0.74]
+    assert float(rows[1]["AUROC"]) == pytest.approx(statistics.mean(values), abs=1e-15)
+    assert float(rows[1]["AUROC SD"]) == pytest.approx(statistics.stdev(values), abs=1e-15)
+    assert (rows[1]["published AUROC"], rows[1]["published AUROC SD"], rows[1]["seeds"]) == ("0.677", "0.002", "3")
+    assert (rows[0]["AUROC"], rows[0]["seeds"]) == ("", "0")
+    assert (rows[3]["AUROC"], rows[3]["AUROC SD"]) == ("0.72", "")
+    assert comma_separated(AWKWARD).splitlines()[1] == "a|b_c,0.7123456789,0.02,-0.012 to +0.030"
+
+
+def test_text_is_plain_unless_it_goes_to_a_terminal(runs):
+    sheet = table_sheet("small", collect([runs]))
+    plain, terminal = text(sheet), text(sheet, terminal=True)
+    assert "\x1b" not in plain
+    assert "\x1b[1m" in terminal
+    assert plain.startswith(sheet.caption)
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in plain.splitlines() if "│" in line]
+    assert lines == shown(sheet)
+
+
+def latex_errors(source):
+    """What would stop LaTeX: environments or braces that do not match, rows of another length, bare special signs."""
+    found, environments = [], []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", source):
+        if kind == "begin":
+            environments.append(name)
+        elif not environments or environments.pop() != name:
+            found.append(f"\\end{{{name}}}")
+    bare = re.sub(r"\\.", "", source)
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        found += ["}"] if depth < 0 else []
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", source)[1]
+    rows = [line for line in source.splitlines() if line.endswith(r"\\")]
+    found += [row for row in rows if len(re.findall(r"(?<!\\)&", row)) != len(columns) - 1]
+    found += re.findall(r"[%#_^~]", bare)
+    found += re.findall(r"[^\x00-\x7f]", source)
+    return found + environments + ["{"] * depth + (["$"] if bare.count("$") % 2 else [])
+
+
+@pytest.mark.parametrize("broken", [r"\end{table}", "a_b", "100 %", "5 $", "}", "±", "x & y \\\\"])
+def test_the_check_of_latex_sees_what_is_broken(broken):
+    source = latex(AWKWARD)
+    assert not latex_errors(source)
+    assert latex_errors(f"{source}\n{broken}\n")
+
+
+def test_latex_compiles(runs, tmp_path):
+    sheets = [AWKWARD, table_sheet("small", collect([runs])), splits_sheet("splits", collect([runs]))]
+    for sheet in sheets:
+        assert not latex_errors(latex(sheet))
+    assert r"\caption{50 \% of \{a\_b\} \& \#1 for \$2 \textasciitilde{} \textasciicircum{} \textbackslash{}}" in latex(
+        AWKWARD
+    )
+    assert r"    a|b\_c & \textbf{0.71 $\pm$ 0.02} (0.73) & $-$0.012 to +0.030 \\" in latex(AWKWARD)
+    assert "HI-VAE & -- & -- \\\\" in latex(AWKWARD)
+    if pdflatex := shutil.which("pdflatex"):
+        body = "\n".join(latex(sheet) for sheet in sheets)
+        document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\\end{{document}}"
+        (tmp_path / "tables.tex").write_text(document)
+        command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 10, 40])
+def test_a_paired_difference_is_that_of_scipy(pairs):
+    generator = np.random.default_rng(pairs)
+    reference = generator.normal(0.7, 0.02, pairs)
+    values = reference + generator.normal(0.01, 0.01, pairs)
+    ours = paired_difference(values.tolist(), reference.tolist())
+    interval = scipy.stats.ttest_rel(values, reference).confidence_interval(0.95)
+    np.testing.assert_allclose((ours.low, ours.high), (interval.low, interval.high), rtol=1e-10)
+    np.testing.assert_allclose(ours.mean, np.mean(values - reference), rtol=1e-12)
+    np.testing.assert_allclose(ours.std, np.std(values - reference, ddof=1), rtol=1e-12)
+    assert (ours.positive, ours.pairs) == (int(np.sum(values > reference)), pairs)
+
+
+def test_a_difference_needs_two_pairs():
+    for values, reference in (([0.7], [0.6]), ([0.7, 0.8], [0.6, 0.7, 0.8])):
+        message = f"values of {len(values)} splits, reference of {len(reference)}: run both"
+        with pytest.raises(ValueError, match=message):
+            paired_difference(values, reference)
+
+
+@pytest.fixture
+def split_runs(described, tmp_path):
+    """Mean is far worse than VAE on all five splits; GP-VAE has four of them, and differs from VAE by noise."""
+    folder = tmp_path / "runs"
+    offsets = {"mean": [-0.1, -0.11, -0.1, -0.09, -0.1], "vae": [0.0] * 5, "gpvae": [0.01, -0.01, 0.02, -0.01]}
+    for method, differences in offsets.items():
+        for split, difference in enumerate(differences):
+            variant = variant_name({"data.split_seed": split})
+            auroc = 0.7 + 0.03 * split + difference
+            for seed, shift in ((0, 0.002), (1, -0.002)) if method == "vae" else ((0, 0.0),):
+                metrics = {"test/auroc": auroc + shift, "test/auroc_std": 0.02}
+                write(folder, f"{method}_physionet", seed, metrics, variant, f"data.split_seed={split}")
+        write(folder, f"{method}_physionet", 0, {"test/auroc": 0.1})  # without split: another variant
+    return folder
+
+
+def test_splits_say_which_order_is_settled(split_runs):
+    sheet = splits_sheet("splits", collect([split_runs]))
+    own = statistics.mean(0.7 + 0.03 * split for split in range(5))
+    std = statistics.stdev(0.03 * split for split in range(5))
+    noise = scipy.stats.ttest_rel([0.01, -0.01, 0.02, -0.01], [0.0] * 4).confidence_interval()
+    worse = scipy.stats.ttest_rel([-0.1, -0.11, -0.1, -0.09, -0.1], [0.0] * 5).confidence_interval()
+    rows = {row[0]: row[1:] for row in shown(sheet)}
+    assert rows["VAE"] == ["5", f"{own:.3f} ± {std:.3f}", "–", "–", "–", "reference"]
+    assert rows["mean"][0] == "5"
+    assert rows["mean"][2:] == [
+        f"-0.100 ± {statistics.stdev([0.1, 0.11, 0.1, 0.09, 0.1]):.3f}",
+        f"{worse.low:+.3f} to {worse.high:+.3f}",
+        "0 of 5",
+        "worse",
+    ]
+    assert rows["GP-VAE"][0] == "4"
+    assert rows["GP-VAE"][3:] == [f"{noise.low:+.3f} to {noise.high:+.3f}", "2 of 4", "within split noise"]
+    assert rows["GP-VAE plus"] == ["0", "–", "–", "–", "–", "needs two splits"]
+    assert sheet.notes[0].startswith("difference: to VAE on the same splits")
+    assert sheet.notes[1] == (
+        "Missing: 1 of 15 runs (python -m experiments.sweep splits --local): gpvae_physionet (split_seed 4)."
+    )
+    against_mean = {row[0]: row[1:] for row in shown(splits_sheet("splits", collect([split_runs]), "mean", True))}
+    assert against_mean["VAE"][2] == "0.020"  # the bootstrap's
+    assert against_mean["VAE"][5:] == ["5 of 5", "better"]
+    assert against_mean["mean"][-1] == "reference"
+
+
+def test_the_command_prints_writes_and_renews_the_readme(runs, tmp_path, capsys, monkeypatch):
+    arguments = ["small", "--format", "markdown", str(runs)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed == markdown(table_sheet("small", collect([runs])))
+    assert main([*arguments, "--output", str(tmp_path / "folder" / "table.md")]) == 0
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["table.md"]
+    assert (tmp_path / "folder" / "table.md").read_text() == printed
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(report, "README", readme)
+    readme.write_text("before\n<!-- small -->\nold\n<!-- end of small -->\nafter\n<!-- other -->\n")
+    for _ in range(2):
+        assert main(["small", "--readme", str(runs)]) == 0
+        assert readme.read_text() == (
+            f"before\n<!-- small -->\n{printed}<!-- end of small -->\nafter\n<!-- other -->\n"
+        )
+    assert capsys.readouterr().out == ""
+    readme.write_text("no marks\n")
+    assert main(["small", "--readme", str(runs)]) == 2
+    assert "needs the lines '<!-- small -->' and '<!-- end of small -->'" in capsys.readouterr().err
+    assert readme.read_text() == "no marks\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smal"], "table 'smal' does not exist. Did you mean 'small'?"),
+        (["splits", "--reference", "gpvea"], "row 'gpvea' of splits does not exist. Did you mean 'gpvae'?"),
+        (["small", "--reference", "vae"], "--reference: small compares no rows"),
+        (["splits", "--all"], "--all: splits has no rows beside those of its own"),
+        (["small", "--output", "FOLDER"], "cannot be written: Is a directory; choose another --output"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(arguments, message, runs, tmp_path, capsys):
+    assert main([*(each.replace("FOLDER", str(tmp_path)) for each in arguments), str(runs)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_broken_file_is_named(runs, capsys):
+    (runs / "broken.json").write_text("{")
+    assert main(["small", str(runs)]) == 2
     assert "broken.json is not JSON" in capsys.readouterr().err
 
 
@@ -59,14 +368,42 @@ def test_published_figures_belong_to_one_table_and_give_their_source():
     seen = set()
     for table in published_tables().values():
         assert table["source"]
-        for experiment in set(table) - {"source"}:
+        if "extends" in table:
+            continue
+        for experiment, figures in table["figures"].items():
             assert experiment not in seen
             seen.add(experiment)
-            for metric, (mean, std) in table[experiment].items():
+            for metric, (mean, std) in figures.items():
                 assert published_figures(experiment)[metric] == {"mean": mean, "std": std, "source": table["source"]}
-    assert seen & known
+    assert seen <= known
     assert published_figures("gpvae_digits") == {}
     assert split_name("gpvae_physionet") == ("gpvae", "physionet")
+
+
+@pytest.mark.parametrize("name", published_tables())
+def test_every_table_that_ships_shows_what_its_sweep_runs(name):
+    table = published_tables()[name]
+    assert table["caption"]
+    planned = {(cell.experiment, variant_name(cell.values)) for cell in cells(table["sweep"])}
+    if "splits" in table:
+        splits = {cell.values[table["splits"]["over"]] for cell in cells(table["sweep"])}
+        shared = [{table["splits"]["over"]: split} for split in splits]
+        datasets, columns = {table["splits"]["dataset"]}, [table["splits"]]
+    else:
+        shared, columns = [table.get("overrides", {})], table["columns"]
+        datasets = {column["dataset"] for column in columns}
+    shows = {
+        (f"{row['method']}_{dataset}", variant_name(row.get("overrides", {}) | each))
+        for row in table["rows"]
+        for dataset in datasets
+        for each in shared
+    }
+    assert planned <= shows  # every run has its row
+    assert all(column["metric"] in METRICS for column in columns if column.get("show") != "seeds")
+    keys = {f"{row['method']}_{dataset}" for row in table["rows"] for dataset in datasets}
+    assert set(table["figures"]) <= keys
+    if table["sweep"] in ("table1", "table2"):
+        assert shows == planned  # and every row its runs
 
 
 @pytest.mark.parametrize("baselines", [{}, {"mean": {"test/mse": 0.2}}])
@@ -82,8 +419,16 @@ def test_the_run_table_has_a_column_for_each_baseline(baselines):
     assert list(table.columns[2].cells) == ["0.117 ± 0.002", "–"]
 
 
+def test_a_table_is_printed_without_importing_torch():
+    code = "import sys\nfrom experiments.report import main\nassert main(['table2', '--format', 'csv']) == 0\n"
+    code += "print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip().endswith("False False")
+
+
 @pytest.mark.parametrize("name", ["table1", "table2"])
-def test_the_readme_shows_what_the_report_prints(name):
+def test_the_readme_shows_what_the_report_prints(name, capsys):
     readme = Path("README.md").read_text()
-    shown = readme.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0].strip()
-    assert shown == markdown_table(name, [ROOT / "results"])
+    shown = readme.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
+    assert main([name, "--format", "markdown", str(ROOT / "results")]) == 0
+    assert shown == capsys.readouterr().out

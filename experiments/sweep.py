@@ -1,0 +1,495 @@
+"""Sweeps: a grid of runs from one YAML, counted, listed, run one at a time or all of them, and watched.
+
+python -m experiments.sweep table2 --count              how many cells; imports no torch
+python -m experiments.sweep table2 --list               a line for each: index, experiment, overrides, seed, run folder
+python -m experiments.sweep table2 --index 3            run one cell here, such as one task of a SLURM array
+python -m experiments.sweep table2 --local --jobs 2     run every cell that is not finished, two at a time
+python -m experiments.sweep table2 --status             what is done, running, failed, unfinished, missing
+
+Further key=value, such as run_root=... or logger=csv, are laid over every cell. A cell that fails leaves its output and
+traceback in its run folder, in ``failed.txt``, until it succeeds; one that was cut off continues from its checkpoint.
+
+A sweep is ``sweeps/<name>.yaml``, a list of blocks. A block is the product of its ``methods``, ``datasets``, ``seeds``,
+``variants`` (each the overrides of one variant, as on the command line; "" is none) and ``grid`` (values for each key),
+without the cells that agree in every key with an entry of its ``exclude``. Cells are numbered block by block; within a
+block the seed changes slowest, then the grid's keys as written, then variant and method, and fastest the data set. So
+neither a block added at the end nor seeds added at the end of the last block change the number of any cell.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import operator
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from experiments.config import ConfigError, Experiment, check, compose, config_hash, nearest, split_name
+
+SWEEPS = Path(__file__).parent / "sweeps"
+BLOCK = {
+    "methods": list[str],
+    "datasets": list[str],
+    "seeds": list[int],
+    "variants": list[str],
+    "grid": dict[str, list[Any]],
+    "exclude": list[dict[str, Any]],
+}
+RUN = (sys.executable, "-m", "experiments.run")
+STATES = ("done", "running", "failed", "unfinished", "missing", "outdated")
+STATES_NOTE = "outdated: finished with another configuration; force=true runs it again"
+SECONDS_TO_END = 30.0  # between asking a child to end and ending it
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: ``overrides`` make its variant; the seed is apart from them."""
+
+    index: int
+    experiment: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows ``python -m experiments.run``."""
+        return [self.experiment, *self.overrides, f"seed={self.seed}"]
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """The overrides, read as the command line reads them: {dotted key: value}."""
+        from omegaconf import OmegaConf
+
+        read = OmegaConf.to_container(OmegaConf.from_dotlist(list(self.overrides)))
+        keys = [override.split("=", 1)[0] for override in self.overrides]
+        return {key: functools.reduce(operator.getitem, key.split("."), read) for key in keys}
+
+    def __str__(self) -> str:
+        return shlex.join(self.arguments)
+
+
+def variant_name(values: Mapping[str, Any]) -> str:
+    """The variant's name in run folders and results, without composing (and so without torch).
+
+    Args:
+        values: {dotted key: value}, the keys in full (``data.evaluation``), the values other than the defaults.
+    """
+    return config_hash(dict(values))[:8] if values else "default"
+
+
+def sweeps() -> list[str]:
+    """Names of all sweeps."""
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+def cells(name: str) -> list[Cell]:
+    """All cells of a sweep, in the order of their numbers.
+
+    Raises:
+        ConfigError: there is no such sweep, or its file names what does not exist or holds a cell twice.
+    """
+    from omegaconf import OmegaConf
+
+    path = SWEEPS / f"{name}.yaml"
+    if not path.exists():
+        raise ConfigError(f"sweep '{name}' does not exist.{nearest(name, sweeps())}")
+    origin = path.relative_to(SWEEPS.parents[1]).as_posix()
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # the parser's own errors have no common base class
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = content if isinstance(content, dict) else {}
+    check(content, {"blocks": list[dict[str, Any]]}, origin)
+    found: dict[tuple[str, frozenset[str], int], Cell] = {}
+    for number, block in enumerate(content.get("blocks", [])):
+        for experiment, overrides, seed in _block_cells(block, f"{origin}: blocks[{number}]"):
+            cell = Cell(len(found), experiment, overrides, seed)
+            if found.setdefault((experiment, frozenset(overrides), seed), cell) is not cell:
+                raise ConfigError(f"{origin}: blocks[{number}] holds {cell} a second time: exclude it there")
+    if not found:
+        raise ConfigError(f"{origin}: blocks is empty: a sweep has at least one cell")
+    return list(found.values())
+
+
+def _block_cells(block: dict[str, Any], place: str) -> list[tuple[str, tuple[str, ...], int]]:
+    """Experiment, overrides and seed of each cell of a block."""
+    check(block, BLOCK, place)
+    for key in ("methods", "datasets", "seeds"):
+        if not block.get(key):
+            raise ConfigError(f"{place}.{key} is missing or empty")
+    variants = [shlex.split(variant) for variant in block.get("variants", [""])]
+    grid = [[f"{key}={_spelt(value)}" for value in values] for key, values in block.get("grid", {}).items()]
+    for override in itertools.chain(*variants, *grid):
+        if "=" not in override or override.startswith(("=", "-")):
+            raise ConfigError(f"{place}: '{override}' is not of the form key=value")
+        if override.startswith("seed="):
+            raise ConfigError(f"{place}: '{override}' belongs in seeds")
+    exclusions = [
+        {key: value if isinstance(value, list) else [value] for key, value in each.items()}
+        for each in block.get("exclude", [])
+    ]
+    met: set[int] = set()
+    kept: list[tuple[str, tuple[str, ...], int]] = []
+    for seed, values, variant, method, dataset in itertools.product(
+        block["seeds"], itertools.product(*grid), variants, block["methods"], block["datasets"]
+    ):
+        overrides = (*variant, *values)
+        facts = {"method": method, "dataset": dataset, "seed": str(seed)}
+        facts |= dict(override.split("=", 1) for override in overrides)
+        excluding = [
+            number
+            for number, each in enumerate(exclusions)
+            if all(facts.get(key) in map(_spelt, excluded) for key, excluded in each.items())
+        ]
+        met.update(excluding)
+        if not excluding:
+            kept.append((f"{method}_{dataset}", overrides, seed))
+    for number in range(len(exclusions)):
+        if number not in met:
+            raise ConfigError(f"{place}.exclude[{number}] agrees with no cell: {block['exclude'][number]}")
+    if not kept:
+        raise ConfigError(f"{place} has no cell: exclude leaves nothing")
+    for experiment in dict.fromkeys(experiment for experiment, _, _ in kept):
+        try:
+            split_name(experiment)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from error
+    return kept
+
+
+def _spelt(value: Any) -> str:
+    """A YAML value as the command line spells it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def resolve(name: str, overrides: list[str] | None = None) -> list[tuple[Cell, Experiment]]:
+    """All cells of a sweep with their configurations, so that whatever is wrong shows before anything starts.
+
+    Args:
+        name: of the sweep.
+        overrides: key=value, laid over every cell.
+
+    Raises:
+        ConfigError: as by `cells`; a cell cannot be composed; or two of them would be one run.
+    """
+    resolved: list[tuple[Cell, Experiment]] = []
+    owners: dict[Path, Cell] = {}
+    for cell in cells(name):
+        try:
+            experiment = compose(cell.experiment, [*cell.arguments[1:], *(overrides or [])])
+        except ConfigError as error:
+            raise ConfigError(f"sweep {name}, cell {cell.index} ({cell}): {error}") from error
+        owner = owners.setdefault(experiment.folder, cell)
+        if owner is not cell:
+            raise ConfigError(f"sweep {name}: cells {owner.index} and {cell.index} are one run, {experiment.folder}")
+        resolved.append((cell, experiment))
+    return resolved
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once: the file is closed
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return False
+
+
+def state(experiment: Experiment) -> str:
+    """One of `STATES`, from what lies in the run folder."""
+    folder, results = experiment.folder, experiment.folder / "results.json"
+    if results.exists():
+        try:
+            stored = json.loads(results.read_text())["config_sha256"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{results} is damaged ({error}): remove it, and run its cell again") from error
+        return "done" if stored == config_hash(experiment.identity) else "outdated"
+    if is_running(folder):
+        return "running"
+    if (folder / "failed.txt").exists():
+        return "failed"
+    return "unfinished" if any((folder / "checkpoints").glob("*.ckpt")) else "missing"
+
+
+def run_here(experiment: Experiment) -> None:
+    """Run one cell in this process; a failure leaves its traceback in the run folder.
+
+    Raises:
+        ConfigError: the run or its data cannot be used; one line.
+        Exception: whatever else stopped the run.
+    """
+    from datamodules.sources import SourceError
+    from experiments.build import RunError, execute
+
+    try:
+        execute(experiment)
+    except Exception as error:
+        _keep_failure(experiment.folder, traceback.format_exc())
+        if isinstance(error, RunError | SourceError):
+            raise ConfigError(str(error)) from error
+        raise
+    (experiment.folder / "failed.txt").unlink(missing_ok=True)
+
+
+def _keep_failure(folder: Path, text: str) -> None:
+    from callbacks.files import whole_file
+
+    # A folder that another process works in is not ours to write to, nor is one that cannot be made.
+    if not is_running(folder):
+        with contextlib.suppress(OSError), whole_file(folder / "failed.txt") as file:
+            file.write(text.encode())
+
+
+@dataclass
+class Child:
+    """A cell that runs as a process of its own, the leader of a process group."""
+
+    cell: Cell
+    experiment: Experiment
+    process: subprocess.Popen
+    output: TextIO
+    started: float
+
+
+def run_local(name: str, resolved: list[tuple[Cell, Experiment]], jobs: int) -> list[Cell]:
+    """Run all cells that are not finished as processes on this machine.
+
+    Args:
+        name: of the sweep.
+        resolved: from `resolve`.
+        jobs: how many processes at a time.
+
+    Returns:
+        The cells that failed.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when all processes have ended.
+    """
+    waiting, failed = [], []
+    for cell, experiment in resolved:
+        its_state = state(experiment)
+        if its_state == "running":
+            print(f"{cell.index}: {cell} runs elsewhere, in {experiment.folder}", flush=True)
+        elif its_state != "done" or experiment.config["force"]:
+            waiting.append((cell, experiment))
+    total, children = len(waiting), []
+    print(f"{name}: {total} of {len(resolved)} cells to run, {jobs} at a time", flush=True)
+    waiting.reverse()
+    with _stop_signals() as received:
+        try:
+            while (waiting or children) and not received:
+                while waiting and len(children) < jobs:
+                    children.append(_start(*waiting.pop(), jobs))
+                time.sleep(0.1)
+                for child in [child for child in children if child.process.poll() is not None]:
+                    children.remove(child)
+                    if not _finish(child, f"{total - len(waiting) - len(children)}/{total}"):
+                        failed.append(child.cell)
+        finally:
+            _end(children, received)
+    if received:
+        raise KeyboardInterrupt
+    return failed
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop: an exception in the midst of starting a process would lose it."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(cell: Cell, experiment: Experiment, jobs: int) -> Child:
+    environment = dict(os.environ)
+    if jobs > 1:  # each child would take every core, and they would wait for each other
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in _finish)
+    # A group of its own: Ctrl-C reaches the sweep alone, and ending the group ends a run's loaders and ranks, too.
+    process = subprocess.Popen(
+        [*RUN, experiment.name, *experiment.overrides],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    print(f"{cell.index}: {cell} started in {experiment.folder}", flush=True)
+    return Child(cell, experiment, process, output, time.monotonic())
+
+
+def _finish(child: Child, progress: str) -> bool:
+    """Tell how a cell ended; whether it did not fail."""
+    status, folder = child.process.returncode, child.experiment.folder
+    with child.output as output:
+        output.seek(0)
+        text = output.read()
+    told = f"[{progress}] {child.cell.index}: {child.cell}"
+    if status == 0:
+        (folder / "failed.txt").unlink(missing_ok=True)
+        print(f"{told} done after {_duration(time.monotonic() - child.started)}", flush=True)
+        return True
+    if is_running(folder):
+        print(f"{told} runs elsewhere, in {folder}", flush=True)
+        return True
+    command = shlex.join(["python", "-m", "experiments.run", child.experiment.name, *child.experiment.overrides])
+    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    _keep_failure(folder, f"{command}\n{how}\n\n{text}")
+    last = text.strip().splitlines()[-1:] or [""]
+    where = f"\n    {folder / 'failed.txt'}" if (folder / "failed.txt").exists() else ""
+    print(f"{told} FAILED, {how}: {last[0]}{where}", flush=True)
+    return False
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds / 60), int(seconds / 3600)
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
+
+
+def _end(children: list[Child], received: list[int]) -> None:
+    """End processes and what they have started: ask first, so that a run can save its state."""
+
+    def send(number: int) -> None:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
+
+    send(signal.SIGTERM)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while any(child.process.poll() is None for child in children) and time.monotonic() < deadline:
+        if len(received) > 1:  # who asks twice does not want to wait
+            break
+        time.sleep(0.1)
+    send(signal.SIGKILL)
+    for child in children:
+        child.process.wait()
+        child.output.close()
+
+
+def _print_list(resolved: list[tuple[Cell, Experiment]]) -> None:
+    lines = [
+        [str(cell.index), cell.experiment, shlex.join(cell.overrides) or "-", f"seed={experiment.config['seed']}"]
+        for cell, experiment in resolved
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line, (_, experiment) in zip(lines, resolved, strict=True):
+        index, *others = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        print("  ".join([index.strip().rjust(widths[0]), *others, str(experiment.folder)]))
+
+
+def _print_status(resolved: list[tuple[Cell, Experiment]]) -> None:
+    """A row for each experiment and variant, the number of its cells in each state; then what failed."""
+    from rich.table import Table
+
+    from experiments.formats import console_for
+
+    states = [(cell, experiment, state(experiment)) for cell, experiment in resolved]
+    counts: dict[tuple[str, str], Counter] = {}
+    for cell, _, its_state in states:
+        counts.setdefault((cell.experiment, " ".join(cell.overrides)), Counter())[its_state] += 1
+    total = sum(counts.values(), Counter())
+    shown = [each for each in STATES if each != "outdated" or total[each]]
+    table = Table("experiment", "overrides", *shown)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for (experiment, overrides), count in counts.items():
+        table.add_row(experiment, overrides, *(str(count[each] or "") for each in shown))
+    table.add_section()
+    table.add_row("all", f"{len(resolved)} cells", *(str(total[each]) for each in shown))
+    console_for(table).print(table)
+    for cell, experiment, its_state in states:
+        if its_state == "failed":
+            last = (experiment.folder / "failed.txt").read_text().strip().splitlines()[-1:] or [""]
+            print(f"{cell.index}: {cell} failed: {last[0]}\n    {experiment.folder / 'failed.txt'}")
+    if total["outdated"]:
+        print(STATES_NOTE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        epilog="sweeps: " + ", ".join(sweeps()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="a sweep, one of those below")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="laid over every cell")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--count", action="store_true", help="print the number of cells")
+    mode.add_argument("--list", action="store_true", help="print a line for each cell")
+    mode.add_argument("--index", type=int, metavar="K", help="run cell K in this process")
+    mode.add_argument("--local", action="store_true", help="run all unfinished cells on this machine")
+    mode.add_argument("--status", action="store_true", help="print how far each cell is")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="with --local: cells at a time (default: 1)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0; 1 where a cell failed under ``--local``; 2, with one line on standard error, where something
+        is wrong with the sweep or an override; 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_intermixed_args(argv)
+    try:
+        if arguments.count:
+            print(len(cells(arguments.name)))
+            return 0
+        if arguments.jobs < 1:
+            raise ConfigError(f"--jobs {arguments.jobs}: at least one cell runs at a time")
+        resolved = resolve(arguments.name, arguments.overrides)
+        if arguments.list:
+            _print_list(resolved)
+        elif arguments.status:
+            _print_status(resolved)
+        elif arguments.local:
+            return _local(arguments.name, resolved, arguments.jobs)
+        elif 0 <= arguments.index < len(resolved):
+            run_here(resolved[arguments.index][1])
+        else:
+            raise ConfigError(f"--index {arguments.index}: sweep {arguments.name} has cells 0 to {len(resolved) - 1}")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _local(name: str, resolved: list[tuple[Cell, Experiment]], jobs: int) -> int:
+    try:
+        failed = run_local(name, resolved, jobs)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command continues", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"{name}: {len(failed)} failed: {', '.join(str(cell.index) for cell in failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

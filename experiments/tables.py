@@ -1,0 +1,308 @@
+"""What a table of results holds: its description, the runs that were found, and ours beside the published figures.
+
+A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a data set, and whether ``ours``,
+``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
+variant), the published ``figures`` and their ``source``, the ``sweep`` that makes the runs, and ``overrides`` that all
+of them share. A row shows the runs of its own variant and no others.
+"""
+
+import json
+import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from experiments.config import NOT_IDENTITY, ConfigError, nearest
+from experiments.formats import DASH, Cell, Column, Sheet
+from experiments.sweep import cells, variant_name
+
+PUBLISHED = Path(__file__).parent / "published"
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+class Metric(NamedTuple):
+    """A metric's title, and what is best: the least, the most, or what is nearest to a number; None: nothing is."""
+
+    title: str
+    best: Literal["min", "max"] | float | None
+
+    @property
+    def arrow(self) -> str:
+        """The direction, for people."""
+        return {"min": "↓", "max": "↑", None: ""}.get(self.best, f"≈ {self.best}")
+
+    def loss(self, value: float) -> float:
+        """The smaller, the better."""
+        if isinstance(self.best, float):
+            return abs(value - self.best)
+        return -value if self.best == "max" else value
+
+
+# In the order in which a run's table prints them.
+METRICS = {
+    "test/nll": Metric("NLL", "min"),
+    "test/nll_mixture": Metric("mixture NLL", "min"),
+    "test/mse": Metric("MSE", "min"),
+    "test/mae": Metric("MAE", "min"),
+    "test/rmse": Metric("RMSE", "min"),
+    "test/mre": Metric("MRE", "min"),
+    "test/crps": Metric("CRPS", "min"),
+    "test/coverage_50": Metric("50 % coverage", 0.5),
+    "test/coverage_90": Metric("90 % coverage", 0.9),
+    "test/coverage_95": Metric("95 % coverage", 0.95),
+    "test/width_50": Metric("50 % width", None),
+    "test/width_90": Metric("90 % width", None),
+    "test/width_95": Metric("95 % width", None),
+    "test/auroc": Metric("AUROC", "max"),
+    "test/auprc": Metric("AUPRC", "max"),
+    "test/auroc_standardised": Metric("standardised AUROC", "max"),
+    "test/auprc_standardised": Metric("standardised AUPRC", "max"),
+    "test/auroc_std": Metric("bootstrap SD", None),
+}
+
+
+@cache
+def published_tables() -> dict[str, dict[str, Any]]:
+    """The description of each table by its name; one that extends another holds all that it does not say itself."""
+    from omegaconf import OmegaConf
+
+    own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(PUBLISHED.glob("*.yaml"))}
+    return {name: own.get(table.get("extends"), {}) | table for name, table in own.items()}
+
+
+def published_table(name: str) -> dict[str, Any]:
+    """The description of a table.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    if name not in published_tables():
+        raise ConfigError(f"table '{name}' does not exist.{nearest(name, published_tables())}")
+    return published_tables()[name]
+
+
+def published_figures(experiment: str) -> dict[str, dict[str, Any]]:
+    """The published figures of an experiment: {metric: {"mean", "std", "source"}}; empty where there are none."""
+    figures: dict[str, dict[str, Any]] = {}
+    for table in published_tables().values():
+        for metric, (mean, std) in table["figures"].get(experiment, {}).items():
+            figures[metric] = {"mean": mean, "std": std, "source": table["source"]}
+    return figures
+
+
+def collect(folders: list[Path]) -> Runs:
+    """Finished runs below some folders, {(experiment, variant): results of each seed}; the first folder wins.
+
+    Raises:
+        ConfigError: a file is not JSON.
+    """
+    runs: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.json")):
+            try:
+                results = json.loads(path.read_text())
+            except ValueError as error:
+                raise ConfigError(f"{path} is not JSON ({error}): remove it, and run its experiment again") from error
+            if isinstance(results, dict) and {"experiment", "variant", "seed", "metrics"} <= results.keys():
+                runs.setdefault((results["experiment"], results["variant"], results["seed"]), results)
+    grouped: Runs = defaultdict(list)
+    for experiment, variant, seed in sorted(runs):
+        grouped[experiment, variant].append(runs[experiment, variant, seed])
+    return dict(grouped)
+
+
+def scores(results: list[dict[str, Any]], metric: str) -> list[float]:
+    """A metric of each run that has it; older files lack some."""
+    return [each["metrics"][metric] for each in results if metric in each["metrics"]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean and its standard deviation; None where there is one value only."""
+
+    mean: float
+    std: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.std is not None else "")
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Figure | None":
+        """Of some values, with n - 1 in the denominator; None of none."""
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def figure_cell(figure: Figure | None) -> Cell:
+    """A cell of two numbers, or a dash."""
+    return Cell(numbers=(None, None)) if figure is None else Cell(str(figure), numbers=(figure.mean, figure.std))
+
+
+def bootstrap_cell(results: list[dict[str, Any]]) -> Cell:
+    """The standard deviation of the AUROC over draws of the scored rows within a run, averaged over runs."""
+    figure = Figure.of(scores(results, "test/auroc_std"))
+    return Cell(numbers=(None,)) if figure is None else Cell(f"{figure.mean:.3f}", numbers=(figure.mean,))
+
+
+BOOTSTRAP = Column(METRICS["test/auroc_std"].title)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one variant of a method; `listed`: the table names it, so that it competes for the best figure."""
+
+    title: str
+    method: str
+    overrides: dict[str, Any]
+    variant: str
+    listed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Method and overrides."""
+        return " ".join([self.method, *(f"{key}={value}" for key, value in self.overrides.items())])
+
+    def runs(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
+        """Its results on a data set, one for each seed."""
+        return runs.get((f"{self.method}_{dataset}", self.variant), [])
+
+
+def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
+    """The rows of a table's description; `further` overrides are part of the variants."""
+    shared = table.get("overrides", {}) | further
+    return [
+        Row(each["title"], each["method"], own := each.get("overrides", {}), variant_name(own | shared))
+        for each in table["rows"]
+    ]
+
+
+def _other_rows(table: dict[str, Any], listed: list[Row], runs: Runs) -> list[Row]:
+    """A row for each further variant of the table's methods on its data sets."""
+    titles = {row.method: row.title for row in reversed(listed)}
+    known = {(row.method, row.variant) for row in listed}
+    others: dict[tuple[str, str], Row] = {}
+    for row in listed:
+        for dataset in {column["dataset"] for column in table["columns"]}:
+            for experiment, variant in runs:
+                if experiment == f"{row.method}_{dataset}" and (row.method, variant) not in known:
+                    title = f"{titles[row.method]} {_variant_label(runs[experiment, variant][0])}"
+                    others[row.method, variant] = Row(title, row.method, {}, variant, listed=False)
+    order = [row.method for row in listed]
+    return sorted(others.values(), key=lambda row: (order.index(row.method), row.title))
+
+
+def _variant_label(results: dict[str, Any]) -> str:
+    """The overrides that make the variant, as its command spells them; its name where the command has none."""
+    overrides = shlex.split(results["command"])[4:]
+    told = [each for each in overrides if each.split("=")[0] not in NOT_IDENTITY]
+    return " ".join(told) or results["variant"]
+
+
+def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = False) -> Sheet:
+    """A published table, a row for each method and preset, ours beside the published figures.
+
+    A row for which there are no runs, nor any in the table's sweep, is left out.
+
+    Args:
+        name: of the table, such as "table1".
+        runs: from `collect`.
+        every: append a row for each other variant of the table's methods.
+        bootstrap: show beside our AUROC its standard deviation over draws of the scored rows.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    table = published_table(name)
+    datasets = {column["dataset"] for column in table["columns"]}
+    known = runs.keys() | {(cell.experiment, variant_name(cell.values)) for cell in cells(table["sweep"])}
+    rows = [
+        row for row in listed_rows(table) if any((f"{row.method}_{each}", row.variant) in known for each in datasets)
+    ]
+    if every:
+        rows += _other_rows(table, rows, runs)
+    headings, columns = [Column("method")], [[Cell(row.title) for row in rows]]
+    for column in table["columns"]:
+        heading, column_cells = _column(column, rows, table["figures"], runs)
+        headings.append(heading)
+        columns.append(column_cells)
+        if bootstrap and column.get("metric") == "test/auroc" and column.get("show") != "published":
+            headings.append(BOOTSTRAP)
+            columns.append([bootstrap_cell(row.runs(column["dataset"], runs)) for row in rows])
+    both = any(column.get("show") == "both" for column in table["columns"])
+    note = "± standard deviation over seeds; bold: best of ours; "
+    note += f"in parentheses the published figures ({table['source']})." if both else f"published: {table['source']}."
+    lines = [list(line) for line in zip(*columns, strict=True)]
+    return Sheet(name, table["caption"], headings, lines, [note, *missing(table, runs)])
+
+
+def _column(
+    column: dict[str, Any], rows: list[Row], published: dict[str, Any], runs: Runs
+) -> tuple[Column, list[Cell]]:
+    """A column's heading, and its cells from top to bottom."""
+    show, dataset = column.get("show", "ours"), column["dataset"]
+    if show == "seeds":
+        counts = [len(row.runs(dataset, runs)) for row in rows]
+        return Column(column["title"]), [Cell(str(count), numbers=(count,)) for count in counts]
+    key, metric = column["metric"], METRICS[column["metric"]]
+    title = column.get("title", metric.title)
+    # What is published is the method as it is, not a variant of ours.
+    figures = [
+        None if row.overrides or not row.listed else published.get(f"{row.method}_{dataset}", {}).get(key)
+        for row in rows
+    ]
+    theirs = [figure_cell(figure and Figure(*figure)) for figure in figures]
+    fields = (title, f"{title} SD")
+    if show == "published":
+        return Column(title, metric.arrow, fields), theirs
+    ours = [Figure.of(scores(row.runs(dataset, runs), key)) for row in rows]
+    best = _best(metric, [figure for figure, row in zip(ours, rows, strict=True) if figure and row.listed])
+    its_cells = []
+    for row, figure, their in zip(rows, ours, theirs, strict=True):
+        cell = figure_cell(figure)
+        is_best = row.listed and figure is not None and f"{figure.mean:.3f}" == best
+        beside = their.text if show == "both" and their.text != DASH else ""
+        numbers = cell.numbers + (their.numbers if show == "both" else ())
+        its_cells.append(Cell(cell.text, beside, numbers, is_best))
+    if show == "both":
+        fields += (f"published {title}", f"published {title} SD")
+    return Column(title, metric.arrow, fields), its_cells
+
+
+def _best(metric: Metric, figures: list[Figure]) -> str | None:
+    """The best mean as it is printed, so that what reads alike is bold alike; None where there is no choice."""
+    if metric.best is None or len(figures) < 2:
+        return None
+    return f"{min((figure.mean for figure in figures), key=metric.loss):.3f}"
+
+
+def missing(table: dict[str, Any], runs: Runs, over: str = "seed") -> list[str]:
+    """At most one line: the cells of a table's sweep without results, those that differ in the key `over` together."""
+    planned = cells(table["sweep"])
+    absent: dict[str, list[int]] = {}
+    for cell in planned:
+        found = runs.get((cell.experiment, variant_name(cell.values)), [])
+        if not any(results["seed"] == cell.seed for results in found):
+            label = [cell.experiment, *(each for each in cell.overrides if not each.startswith(f"{over}="))]
+            absent.setdefault(" ".join(label), []).append(cell.values.get(over, cell.seed))
+    if not absent:
+        return []
+    count, word = sum(map(len, absent.values())), over.split(".")[-1]
+    listed = "; ".join(f"{label} ({word} {_spans(numbers)})" for label, numbers in absent.items())
+    command = f"python -m experiments.sweep {table['sweep']} --local"
+    return [f"Missing: {count} of {len(planned)} runs ({command}): {listed}."]
+
+
+def _spans(numbers: list[int]) -> str:
+    """Numbers in order, neighbours in one: "0 to 4, 7"."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join(" to ".join(map(str, span)) for span in spans)
