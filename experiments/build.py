@@ -22,8 +22,10 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import OmegaConf
 
-from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint, whole_file
+from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint
 from callbacks.collapse import PosteriorCollapse
+from callbacks.figures import ImputationFigure
+from callbacks.files import whole_file
 from callbacks.finite import FiniteGradients
 from callbacks.imputation_metrics import ImputationMetrics
 from callbacks.progress import progress_bars
@@ -83,7 +85,7 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _is_first_process():  # ranks that the strategy starts on its own belong to the process with the lock
-                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
+                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=1))
         except filelock.Timeout as error:
             raise RunError(
                 f"another process works in {folder}; wait for it, or choose another run_root or seed"
@@ -172,6 +174,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
     if not dry_run:
+        callbacks += [ImputationFigure(folder / "figures", experiment.method)] if data.task == "imputation" else []
         callbacks += checkpoint_callbacks(checkpoints, **config["checkpoint"])
     logger = None if dry_run else _logger(experiment, folder)
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
@@ -181,6 +184,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         if resumed:
             log.info("continuing from %s", resumed)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     by_variable = _by_variable(metrics.by_feature, data.variables) if hasattr(data, "variables") else {}
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
@@ -192,6 +196,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "variant": experiment.variant,
         "seed": config["seed"],
         "metrics": scores,
+        "validation": validation,
         "published": {key: value for key, value in published_figures(experiment.name).items() if key in scores},
         "baselines": baselines,
         "variables": by_variable,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import gp_part, gpvae_step, healing_mnist, measure, whole_step
+from experiments.benchmarks.levers import levers
 from lightning_modules.distributions.banded import BandedGaussian
 from lightning_modules.imputation.gpvae import GPVAE
 from lightning_modules.networks import conv
@@ -98,3 +99,12 @@ def test_pypots_computes_the_same_loss(monkeypatch):
     torch.manual_seed(1)
     torch.testing.assert_close(ours.loss(batch)["loss"], expected["loss"], rtol=1e-5, atol=0)
     whole_step.pypots_step(*whole_step.build("gpvae_physionet")[:1], whole_step.random_series(48, 35))()
+
+
+def test_levers_are_what_the_presets_differ_in():
+    assert levers("gpvae_hmnist") == [
+        "model.mask_channel=true", "model.preprocessor_relu=false", "model.remasking=0.5",
+    ]  # fmt: skip
+    assert levers("gpvae_hmnist", "paper") == [
+        "model.mask_channel=false", "model.preprocessor_relu=true", "model.remasking=0.0",
+    ]  # fmt: skip

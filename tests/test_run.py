@@ -51,7 +51,8 @@ REAL_DATA = {name: os.environ[name] for name in ("GENPRED_MIRROR", "GENPRED_DATA
 
 
 def preset_cases():
-    for name in [name for names in experiments().values() for name in names]:
+    every = [name for names in experiments().values() for name in names]
+    for name in [name for name in every if not name.endswith("_csv")]:  # those want a table: see test_impute.py
         for preset in ("paper", "plus"):
             with contextlib.suppress(ConfigError):
                 compose(name, [f"preset={preset}"])
@@ -200,10 +201,10 @@ def test_results_are_complete(finished):
     folder, results = finished
     types = {
         "experiment": str, "method": str, "dataset": str, "preset": str, "variant": str, "seed": int, "metrics": dict,
-        "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
-        "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list, "config_sha256": str, "data_sha256": dict,
-        "data_variant": str, "versions": dict, "device": str, "world_size": int, "git_commit": str, "command": str,
-        "finished": str,
+        "validation": dict, "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
+        "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list,
+        "config_sha256": str, "data_sha256": dict, "data_variant": str, "versions": dict, "device": str,
+        "world_size": int, "git_commit": str, "command": str, "finished": str,
     }  # fmt: skip
     assert {key: type(value) for key, value in results.items()} == types
     experiment = compose("gpvae_digits", [*SMALL, "seed=3"])
