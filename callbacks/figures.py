@@ -132,25 +132,26 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def curve_of(predictive: Any, series: int, variable: int, rows: Tensor, offset: float, scale: float) -> Curve:
-    """Mean and band of one variable of one series of a predictive distribution, in its own unit.
+def curve_of(mean: Tensor, draws: Tensor, offset: float, scale: float) -> Curve:
+    """Mean and band of one variable of one series, in its own unit.
 
     Args:
-        predictive: of a batch.
-        series: place in the batch.
-        variable: number of the variable.
-        rows: [batch] int64 row numbers, to which the draws belong.
+        mean: [time], standardised.
+        draws: [draw, time], standardised; none, or all alike: a point, without a band.
         offset: what standardisation had taken off.
         scale: what standardisation had divided by.
     """
-    draws = predictive.sample(200, rows=rows)[:, series, :, variable].double()  # [draw, time]
-    mean = predictive.mean[series, :, variable].double()
-    lower, upper = draws.quantile(torch.tensor(BAND, dtype=draws.dtype, device=draws.device), dim=0)
-    lower, mean, upper = (offset + scale * line.cpu().numpy() for line in (lower, mean, upper))
-    return Curve(mean, lower, upper) if (lower < upper).any() else Curve(mean)
+    lines = [mean.double()]
+    if len(draws):
+        draws = draws.double()
+        lines += draws.quantile(torch.tensor(BAND, dtype=draws.dtype, device=draws.device), dim=0)
+    mean, *band = (offset + scale * line.cpu().numpy() for line in lines)
+    return Curve(mean, *band) if band and (band[0] < band[1]).any() else Curve(mean)
 
 
-def panels(batch: Any, predictives: Mapping[str, Any], data: Any, variables: Sequence[int]) -> list[list[Panel]]:
+def panels(
+    batch: Any, predictives: Mapping[str, Any], data: Any, variables: Sequence[int], num_draws: int
+) -> list[list[Panel]]:
     """The panels of a few series.
 
     Args:
@@ -158,7 +159,15 @@ def panels(batch: Any, predictives: Mapping[str, Any], data: Any, variables: Seq
         predictives: by the name of the method.
         data: the DataModule, with ``variables``, ``units``, ``mean`` and ``standard_deviation``.
         variables: numbers of the variables to show.
+        num_draws: draws behind each band; 0: no band.
     """
+    # The draws before the mean: a method whose mean is that of its draws need not draw twice.
+    none = batch.values.new_empty(0, *batch.values.shape)
+    drawn = {
+        name: predictive.sample(num_draws, rows=batch.index) if num_draws else none
+        for name, predictive in predictives.items()
+    }  # [draw, series, time, variable]
+    means = {name: predictive.mean for name, predictive in predictives.items()}  # [series, time, variable]
     names, units = data.variables, getattr(data, "units", [""] * len(data.variables))
     rows = []
     for series in range(len(batch.index)):
@@ -169,8 +178,8 @@ def panels(batch: Any, predictives: Mapping[str, Any], data: Any, variables: Seq
             observed, hidden = (mask[series, :, j].cpu().numpy() for mask in (batch.observed_mask, batch.target_mask))
             truth = torch.where(batch.observed_mask, batch.values, batch.target)[series, :, j].double().cpu().numpy()
             curves = {
-                name: curve_of(predictive, series, j, batch.index, offset, scale)
-                for name, predictive in predictives.items()
+                name: curve_of(mean[series, :, j], drawn[name][:, series, :, j], offset, scale)
+                for name, mean in means.items()
             }
             title = f"{names[j]}, series {int(batch.index[series])}"
             row.append(Panel(title, units[j], times.astype(float), offset + scale * truth, observed, hidden, curves))
@@ -189,12 +198,15 @@ class ImputationFigure(L.Callback):
         label: name of the method in the legend.
         num_series: series to show.
         num_variables: variables of each to show.
+        num_draws: draws behind the 95 % band; 0: no band.
     """
 
-    def __init__(self, folder: str | Path, label: str, num_series: int = 2, num_variables: int = 4) -> None:
+    def __init__(
+        self, folder: str | Path, label: str, num_series: int = 2, num_variables: int = 4, num_draws: int = 100
+    ) -> None:
         self.path = Path(folder) / "imputations.png"
         self.label = label
-        self.num_series, self.num_variables = num_series, num_variables
+        self.num_series, self.num_variables, self.num_draws = num_series, num_variables, num_draws
         self._batch: Any = None
         self._variables: NDArray[np.intp] | None = None
 
@@ -231,7 +243,8 @@ class ImputationFigure(L.Callback):
             predictive = pl_module(batch.values, batch.observed_mask, batch.times)
             if shape is None:
                 time_label = getattr(data, "time_label", "time")
-                return panels_figure(panels(batch, {self.label: predictive}, data, self._variables), time_label)
+                rows = panels(batch, {self.label: predictive}, data, self._variables, self.num_draws)
+                return panels_figure(rows, time_label)
             imputed = torch.where(batch.observed_mask, batch.values, predictive.mean)
         seen = torch.where(batch.observed_mask, batch.values, torch.nan)
         strips = {"truth": batch.target, "observed": seen, self.label: imputed}

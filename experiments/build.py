@@ -174,7 +174,8 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
     if not dry_run:
-        callbacks += [ImputationFigure(folder / "figures", experiment.method)] if data.task == "imputation" else []
+        draws = data.evaluation_arguments.get("samples", 0)
+        callbacks.append(ImputationFigure(folder / "figures", experiment.method, num_draws=draws))
         callbacks += checkpoint_callbacks(checkpoints, **config["checkpoint"])
     logger = None if dry_run else _logger(experiment, folder)
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)

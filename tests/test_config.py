@@ -103,8 +103,27 @@ def test_a_wrong_key_or_type_in_a_file_names_the_file(tmp_path, monkeypatch):
         compose("gpvae_hmnist")
 
 
+@pytest.fixture
+def own_table(tmp_path):
+    """A table of a user's own, which the experiments on data set csv have to be given."""
+    path = tmp_path / "table.csv"
+    path.write_text("id,time,a,b\ns,0,1,2\ns,1,3,4\n")
+    return f"data.path={path}"
+
+
+def test_what_only_a_user_can_name_is_asked_for_and_taken(own_table, capsys):
+    for arguments in (["gpvae_csv"], ["gpvae_csv", "--print"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith("error: data set csv: data.path is not set: name your table")
+    experiment = compose("gpvae_csv", [own_table])
+    assert (experiment.config["model"]["num_features"], experiment.config["model"]["num_steps"]) == (2, 2)
+    assert experiment.variant != "default"
+    assert compose("gpvae_csv", [own_table, "model.latent_dim=35", "data.window=null"]).variant == experiment.variant
+    assert compose("gpvae_csv", [own_table, "model.latent_dim=34"]).variant != experiment.variant
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_every_experiment_resolves_to_plain_values_for_every_preset(name):
+def test_every_experiment_resolves_to_plain_values_for_every_preset(name, own_table):
     def walk(value):
         if isinstance(value, dict):
             return all(walk(each) for each in value.values())
@@ -113,7 +132,8 @@ def test_every_experiment_resolves_to_plain_values_for_every_preset(name):
         return type(value) in (str, int, float, bool, type(None))
 
     for preset in ("paper", "plus") if name in ("gpvae_hmnist", "gpvae_physionet") else ("paper",):
-        assert walk(compose(name, [f"preset={preset}"]).config)
+        own = [own_table] if name.endswith("_csv") else []
+        assert walk(compose(name, [f"preset={preset}", *own]).config)
 
 
 def test_every_yaml_opens_with_what_it_is():

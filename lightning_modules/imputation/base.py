@@ -26,9 +26,7 @@ class Predictive(Protocol):
 
     mean: Tensor  # probabilities for binary data
 
-    def sample(
-        self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, num_samples: int, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         """[num_samples, batch, time, feature]: joint draws of whole series."""
 
     def log_prob(self, value: Tensor, rows: Tensor | None = None) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 from lightning_modules.distributions.banded import BandedGaussian
 from lightning_modules.distributions.gaussian_process import GaussianProcessPrior
 from lightning_modules.distributions.kernels import KERNELS
+from lightning_modules.distributions.likelihood import masked_log_likelihood
 from lightning_modules.distributions.predictive import LatentPredictive, Likelihood, observation_distribution
 from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.networks.adam import TensorFlowAdam
@@ -33,7 +34,8 @@ class GPVAE(Imputer):
         num_features: features of a time step (pixels of a frame, clinical variables).
         num_steps: length of the regular time grid 0..T-1, whose prior is factorised once.
         likelihood: "bernoulli" for binary data, "gaussian" otherwise.
-        image_shape: [height, width] where a time step is a binary picture; adds the convolutional preprocessor.
+        image_shape: where a time step is a picture, [height, width] if it is binary, else [height, width, channels],
+            the channels of a pixel side by side; adds the convolutional preprocessor.
         latent_dim: latent time series.
         encoder_sizes: filters of the temporal convolution, then widths of the layers applied to each time step.
         decoder_sizes: widths of the decoder's hidden layers.
@@ -51,7 +53,8 @@ class GPVAE(Imputer):
         preprocessor_relu: a ReLU on the preprocessor's output, as published. It can die, and the posterior with it.
         remasking: while training, a fraction of each series' observed entries, drawn uniformly from [0, remasking], is
             hidden from the encoder; the likelihood still covers them.
-        learned_scale: learn the standard deviation of each feature's Gaussian likelihood, instead of 1.
+        learned_scale: learn the standard deviation of the Gaussian likelihood, instead of 1: that of each feature, or
+            one for all pixels of a picture, many of which never change, so that their own would go to 0.
     """
 
     def __init__(
@@ -84,13 +87,13 @@ class GPVAE(Imputer):
         self.save_hyperparameters()
         self.preprocessor = None
         if image_shape:
-            channels = 2 if mask_channel else 1
+            channels = (image_shape[2] if len(image_shape) > 2 else 1) * (2 if mask_channel else 1)
             self.preprocessor = ImagePreprocessor(image_shape, in_channels=channels, output_relu=preprocessor_relu)
         # A picture's mask goes through the preprocessor; otherwise it stands beside the values.
         in_features = num_features * (2 if mask_channel and not image_shape else 1)
         self.encoder = temporal_encoder(in_features, encoder_sizes, 3 * latent_dim, window)
         self.decoder = mlp(latent_dim, decoder_sizes, num_features)
-        self.log_scale = nn.Parameter(torch.zeros(num_features)) if learned_scale else None
+        self.log_scale = nn.Parameter(torch.zeros(1 if image_shape else num_features)) if learned_scale else None
         self.activation = {"softplus": softplus, "sigmoid": torch.sigmoid}[precision_activation]
         self.prior = self.prior_at(torch.arange(num_steps, dtype=torch.float64))
 
@@ -130,10 +133,13 @@ class GPVAE(Imputer):
 
     def loss(self, batch: SeriesBatch) -> dict[str, Tensor]:
         """Negative ELBO: batch mean of -sum_observed log p(x | z) + beta KL(q || GP prior), in nats a series."""
-        seen_mask = self.remask(batch.observed_mask) if self.hparams.remasking else batch.observed_mask
-        posterior = self.encode(batch.values * seen_mask, seen_mask)
+        values, seen_mask = batch.values, batch.observed_mask
+        if self.hparams.remasking:
+            seen_mask = self.remask(seen_mask)
+            values = values * seen_mask
+        posterior = self.encode(values, seen_mask)
         observation = self.decode(posterior.rsample())
-        nll = -(observation.log_prob(batch.values) * batch.observed_mask).sum((1, 2)).mean()
+        nll = -masked_log_likelihood(observation, batch.values, batch.observed_mask).mean()
         prior = self.prior if batch.times is None else self.prior_at(batch.times[:, None], posterior.mean.dtype)
         variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(prior))
         loss = nll + self.hparams.beta * (variance_part + mean_part)

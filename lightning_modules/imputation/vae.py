@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lightning_modules.distributions.likelihood import masked_log_likelihood
 from lightning_modules.distributions.predictive import (
     DiagonalGaussian,
     LatentPredictive,
@@ -30,7 +31,8 @@ class VAE(Imputer):
     Args:
         num_features: features of a time step (pixels of a frame, clinical variables).
         likelihood: "bernoulli" for binary data, "gaussian" (unit variance) otherwise.
-        image_shape: [height, width] where a time step is a binary picture; adds the convolutional preprocessor.
+        image_shape: where a time step is a picture, [height, width] if it is binary, else [height, width, channels],
+            the channels of a pixel side by side; adds the convolutional preprocessor.
         latent_dim: latent dimensions a time step.
         encoder_sizes: widths of the encoder's hidden layers.
         decoder_sizes: widths of the decoder's hidden layers.
@@ -82,8 +84,8 @@ class VAE(Imputer):
         """Negative ELBO, batch mean of -sum log p(x | z) + beta KL(q || N(0, 1)), in nats a series."""
         posterior = self.encode(batch.values)
         observation = self.decode(posterior.rsample())
-        entries = observation.log_prob(batch.values) * self.likelihood_mask(batch.observed_mask)
-        nll = -entries.sum((1, 2)).mean()
+        mask = self.likelihood_mask(batch.observed_mask)
+        nll = -masked_log_likelihood(observation, batch.values, mask).mean()
         variance_part, mean_part = (part.sum((1, 2)).mean() for part in posterior.kl_divergence())
         loss = nll + self.hparams.beta * (variance_part + mean_part)
         return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}

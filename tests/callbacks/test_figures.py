@@ -61,17 +61,20 @@ def test_the_series_and_variables_with_most_hidden_entries_are_chosen():
 
 def test_curves_are_in_the_variables_unit_and_a_point_has_no_band():
     data = batch()
-    curve = curve_of(Answer(data.values), 1, 2, data.index, 140.0, 5.0)
+    draws = Answer(data.values).sample(200, rows=data.index)[:, 1, :, 2]
+    mean = torch.full((9,), 0.5)
+    curve = curve_of(mean, draws, 140.0, 5.0)
     np.testing.assert_allclose(curve.mean, 142.5)
     half = np.quantile(norm.ppf((np.arange(200) + 0.5) / 200), 0.975)  # of the draws in units of their spread
     np.testing.assert_allclose(curve.lower, 142.5 - 5 * 2 * half, rtol=1e-6)
     np.testing.assert_allclose(curve.upper, 142.5 + 5 * 2 * half, rtol=1e-6)
-    assert curve_of(Answer(data.values, 0.0), 1, 2, data.index, 140.0, 5.0).lower is None
+    for point in (draws[:0], mean.expand(200, 9)):
+        assert curve_of(mean, point, 140.0, 5.0).lower is None
 
 
 def test_what_is_drawn_is_what_the_data_hold():
     data = batch(series=2)
-    rows = panels(data, {"GP-VAE": Answer(data.values), "BRITS": Answer(data.values, 0.0)}, data_module(), [0, 2])
+    rows = panels(data, {"GP-VAE": Answer(data.values), "BRITS": Answer(data.values, 0.0)}, data_module(), [0, 2], 50)
     figure = panels_figure(rows, "hours")
     axes = np.array(figure.axes).reshape(2, 2)
     assert [ax.get_ylabel() for ax in axes[0]] == ["1/min", "mEq/L"]

@@ -174,7 +174,8 @@ def test_processes_at_once_download_once(server, register):
 
 def test_every_source_is_well_formed():
     for name, source in sources.SOURCES.items():
-        assert name == source.name == source.path.rsplit("/", 1)[-1]
+        assert name == source.name
+        assert f"/{source.path}".endswith(f"/{name}")
         assert source.urls
         assert all(url.startswith("https://") and name in url for url in source.urls)
         assert source.sha256

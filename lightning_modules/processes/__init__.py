@@ -1,0 +1,1 @@
+"""Noising processes of diffusion models: schedules, forward process, posterior."""
