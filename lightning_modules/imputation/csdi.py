@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import MultiStepLR
 
 from lightning_modules.distributions.noise import normal_by_row
+from lightning_modules.distributions.predictive import Likelihood
 from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.networks.csdi import Condition, CSDINetwork
 from lightning_modules.processes.gaussian import posterior_mean_variance, predict_start_from_noise, q_sample
@@ -98,6 +99,7 @@ class CSDI(Imputer):
 
     Args:
         num_features: features of a time step.
+        likelihood: data that are "bernoulli" are treated as real numbers too, but draws are kept in [0, 1].
         num_diffusion_steps: steps from data to noise.
         beta_start: variance of the noise that the first step adds.
         beta_end: variance of the noise that the last step adds; between them its square root grows linearly.
@@ -116,6 +118,7 @@ class CSDI(Imputer):
     def __init__(
         self,
         num_features: int,
+        likelihood: Likelihood = "gaussian",
         num_diffusion_steps: int = 50,
         beta_start: float = 1e-4,
         beta_end: float = 0.5,
@@ -218,6 +221,8 @@ class CSDI(Imputer):
             for first_draw in range(0, len(keys), draws_at_once):
                 chunk = slice(first_draw, first_draw + draws_at_once)
                 draws[chunk, series] = self.reverse(condition, keys[chunk, series])
+        if self.hparams.likelihood == "bernoulli":
+            draws.clamp_(0, 1)
         return torch.where(observed_mask, values, draws)
 
     def reverse(self, condition: Condition, keys: Tensor) -> Tensor:

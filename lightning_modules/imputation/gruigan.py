@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_modules.distributions.predictive import PointPrediction
+from lightning_modules.distributions.predictive import Likelihood, PointPrediction
 from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.networks.adam import TensorFlowAdam
 from lightning_modules.networks.grui import GRUI, time_since_observed
@@ -100,6 +100,7 @@ class GRUIGAN(Imputer):
 
     Args:
         num_features: features of a time step.
+        likelihood: "bernoulli" for binary data, whose imputations are kept in [0, 1]; "gaussian" otherwise.
         hidden_size: size of the states of generator and critic.
         latent_dim: size of z.
         dropout: rate in front of both output layers, while training.
@@ -119,6 +120,7 @@ class GRUIGAN(Imputer):
     def __init__(
         self,
         num_features: int,
+        likelihood: Likelihood = "gaussian",
         hidden_size: int = 64,
         latent_dim: int = 64,
         dropout: float = 0.5,
@@ -233,7 +235,7 @@ class GRUIGAN(Imputer):
     def search(self, values: Tensor, observed_mask: Tensor, times: Tensor | None) -> Tensor:
         """Series [batch, time, feature] of the z that minimises squared error - adversarial_weight * D(G(z)).
 
-        The squared error runs over the observed entries and is divided by the number of all, as in the published code.
+        The squared error is the sum over a series' observed entries.
         """
         hparams = self.hparams
         values, observed_mask, times = time_major(values, observed_mask, times)
@@ -242,9 +244,10 @@ class GRUIGAN(Imputer):
         optimizer = TensorFlowAdam([latent], hparams.search_learning_rate, (hparams.beta1, 0.999))
         for _ in range(hparams.search_steps):
             series = self.generator(latent, complete)
-            error = ((series - values).square() * observed_mask).mean((0, 2))  # [batch]
+            error = ((series - values).square() * observed_mask).sum((0, 2))  # [batch]
             loss = error - hparams.adversarial_weight * self.critic(series, complete)
             (latent.grad,) = torch.autograd.grad(loss.sum(), latent)
             optimizer.step()
         with torch.no_grad():
-            return self.generator(latent, complete).transpose(0, 1)
+            series = self.generator(latent, complete).transpose(0, 1)
+            return series.clamp(0, 1) if hparams.likelihood == "bernoulli" else series
