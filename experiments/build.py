@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import json
 import logging
 import math
 import netrc
@@ -258,7 +259,9 @@ def _score_baseline(
     name: str, experiment: Experiment, data: L.LightningDataModule, folder: Path, dry_run: bool
 ) -> dict[str, float]:
     """Score another method, which needs no training, on the same test data."""
-    baseline = compose(f"{name}_{experiment.dataset}")
+    same_data = {key: value for key, value in experiment.config["data"].items() if key not in ("class", "seed")}
+    overrides = [f"data.{key}={json.dumps(value)}" for key, value in same_data.items()]
+    baseline = compose(f"{name}_{experiment.dataset}", overrides)
     module = build_module(baseline)
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ConfigError(f"baselines: {name} needs training; run {baseline.name} on its own")

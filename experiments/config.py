@@ -262,8 +262,12 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     layers += [(f"{origin}.{preset}", each.get(preset) or {}) for origin, each in presets]
     for origin, layer in [*layers, ("command line", command_line)]:
         check(layer, schema, origin)
-    before = _complete(_merge([layer for _, layer in layers]), classes, dataset)
     config = _complete(_merge([layer for _, layer in layers] + [command_line]), classes, dataset)
+    try:
+        before = _complete(_merge([layer for _, layer in layers]), classes, dataset)
+    except ConfigError:  # the files alone may lack what only a user can name, such as data.path
+        defaults = {section: defaults_of(cls) for section, cls in classes.items()}
+        before = _merge([defaults, *(layer for _, layer in layers)])
 
     unchanged = _flat(before)
     changed = {
