@@ -186,7 +186,7 @@ def test_whole_numbers_stay_whole_where_they_can(runs, tmp_path):
 @given(seed=st.integers(0, 99), dtype=st.sampled_from(["float32", "float64", "float16"]))
 def test_arrays_keep_type_bits_and_padding(seed, dtype, runs, tmp_path):
     generator = np.random.default_rng(seed)
-    values = generator.normal(size=(4, 6, 2)).astype(dtype)
+    values = generator.normal([0, 100], 3, size=(4, 6, 2)).astype(dtype)
     values[generator.random(values.shape) < 0.4] = np.nan
     values[:, 0] = 1
     times = np.tile(np.arange(6.0), (4, 1))

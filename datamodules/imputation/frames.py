@@ -142,6 +142,9 @@ class Frame:
             name: the column.
             missing: bool [row].
             values: [row], read where missing.
+
+        Raises:
+            TableError: a value is beyond the range of the column's type.
         """
         column = _decoded(self.table.column(name))
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -153,7 +156,12 @@ class Frame:
         elif pa.types.is_integer(column.type) and not _fit(new, column.type):
             # None beyond 2^53 gets here: its column's values are so large that those which are filled in are whole.
             column = column.cast(pa.float64())
-        return pc.replace_with_mask(column, pa.array(missing), pa.array(new).cast(column.type, safe=False))
+        new = pa.array(new).cast(column.type, safe=False)
+        if pa.types.is_floating(column.type) and not pc.all(pc.is_finite(new)).as_py():
+            raise TableError(
+                f"{self.path}, column '{name}' of type {column.type} cannot hold a filled value; save float64"
+            )
+        return pc.replace_with_mask(column, pa.array(missing), new)
 
     def write(self, file: BinaryIO, columns: Mapping[str, pa.Array]) -> None:
         """Write the file again, with these columns in place of those of the same name, or behind the others.

@@ -169,7 +169,13 @@ class ArrayTable:
 
         def gaps_filled(array: NDArray, values: NDArray[np.float64]) -> NDArray:
             array = array.copy()
-            array[..., self.features] = np.where(missing, values[self.rows], array[..., self.features])
+            with np.errstate(over="ignore"):
+                new = values[self.rows].astype(array.dtype)
+            if not np.isfinite(new[missing]).all():
+                raise TableError(
+                    f"{self.path}: 'values' of type {array.dtype} cannot hold a filled value; save float64"
+                )
+            array[..., self.features] = np.where(missing, new, array[..., self.features])
             return array
 
         new = {f"values{suffix}": gaps_filled(original, values) for suffix, values in filled.items()}

@@ -8,8 +8,7 @@ pixels can be missing). The hidden layer is evaluated once for each patch and pr
 convolution; what remains for a pixel is a sum of nine table look-ups instead of 2 * 9 * hidden_channels products. This
 is an identity, not an approximation.
 
-Frames of any values have no such table, but the hidden layer need not go through memory either: it is evaluated block
-by block in the cache, and only where a 3x3 patch holds anything but zeros, black or missing. That, too, is an identity.
+Frames of any values have no such table; `blockwise` has the convolutions for them.
 """
 
 from collections.abc import Sequence
@@ -18,44 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .blockwise import PATCHES_PER_BLOCK, TAPS, ParameterGradients, blockwise_convolution, hidden_layer
 from .mlp import glorot_
-
-_TAPS = 9  # of a 3x3 kernel; tap 3 * row + column, as in `weight.flatten(-2)`
-_PATCHES_PER_BLOCK = 1024  # 1 MiB of a 256 channel hidden layer in float32: stays in a core's second-level cache
-_SPREAD_ENTRIES = 2**18  # entries of what a group of frames spreads over its pixels: likewise 1 MiB
-
-
-def _hidden_layer(patches: Tensor, hidden_weight: Tensor, hidden_bias: Tensor) -> Tensor:
-    """relu(patches @ hidden_weight.T + hidden_bias), [patch, hidden]."""
-    return torch.addmm(hidden_bias, patches, hidden_weight.t()).relu_()
-
-
-class _ParameterGradients:
-    """Gradients of relu(patches @ hidden_weight.T + hidden_bias) @ projection.T, summed over blocks of patches.
-
-    The hidden layer is computed once more for each block. The blocks are summed in float64: float32 would lose a digit
-    over twenty of them.
-    """
-
-    def __init__(self, hidden_weight: Tensor, hidden_bias: Tensor, projection: Tensor) -> None:
-        self.parameters = hidden_weight, hidden_bias, projection
-        self.weight = torch.zeros_like(hidden_weight.t(), dtype=torch.float64)  # [in_channels * 9, hidden]
-        self.bias = torch.zeros_like(hidden_bias, dtype=torch.float64)
-        self.projection = torch.zeros_like(projection, dtype=torch.float64)
-
-    def add(self, patches: Tensor, grad: Tensor) -> None:
-        """Add a block: patches [patch, in_channels * 9], gradient of their products [out_channels * 9, patch]."""
-        hidden_weight, hidden_bias, projection = self.parameters
-        hidden = _hidden_layer(patches, hidden_weight, hidden_bias)
-        self.projection.add_(grad @ hidden)
-        grad_hidden = (grad.t() @ projection).mul_(hidden.sign_())  # the ReLU's slope, 0 or 1
-        self.weight.add_(patches.t() @ grad_hidden)
-        self.bias.add_(grad_hidden.sum(0))
-
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of hidden_weight, hidden_bias and projection."""
-        dtype = self.parameters[0].dtype
-        return self.weight.t().to(dtype).contiguous(), self.bias.to(dtype), self.projection.to(dtype)
 
 
 class _PatchTable(torch.autograd.Function):
@@ -75,8 +38,8 @@ class _PatchTable(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(patches, hidden_weight, hidden_bias, projection)
         blocks = [
-            projection @ _hidden_layer(block, hidden_weight, hidden_bias).t()
-            for block in patches.split(_PATCHES_PER_BLOCK)
+            projection @ hidden_layer(block, hidden_weight, hidden_bias).t()
+            for block in patches.split(PATCHES_PER_BLOCK)
         ]
         return torch.cat(blocks, dim=1)  # [out_channels * 9, patch]
 
@@ -84,8 +47,8 @@ class _PatchTable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_table: Tensor) -> tuple[Tensor | None, ...]:
         patches, *parameters = ctx.saved_tensors
-        gradients = _ParameterGradients(*parameters)
-        blocks = zip(patches.split(_PATCHES_PER_BLOCK), grad_table.split(_PATCHES_PER_BLOCK, dim=1), strict=True)
+        gradients = ParameterGradients(*parameters)
+        blocks = zip(patches.split(PATCHES_PER_BLOCK), grad_table.split(PATCHES_PER_BLOCK, dim=1), strict=True)
         for block, grad_block in blocks:
             gradients.add(block, grad_block)
         return None, *gradients.result()
@@ -106,7 +69,7 @@ class _TapSum(torch.autograd.Function):
         length = frames * (height + 1) * (width + 1)
         sums = table.new_zeros(table.shape[0], length)
         for channel in range(table.shape[0]):
-            for tap in range(_TAPS):
+            for tap in range(TAPS):
                 start = tap // 3 * (width + 1) + tap % 3
                 sums[channel] += table[channel, tap].index_select(0, index[start : start + length])
         images = sums.view(-1, frames, height + 1, width + 1)[:, :, :height, :width]
@@ -132,7 +95,7 @@ class _TapSum(torch.autograd.Function):
         shifted = index.as_strided((1, 3, 3, length), (0, width + 1, 1, 1)).expand(channels, -1, -1, -1)
         bins = padded.new_zeros(channels, 3, 3, copies * ctx.num_entries)
         bins.scatter_add_(3, shifted, padded.view(channels, 1, 1, length).expand(-1, 3, 3, -1))
-        bins = bins.view(channels, _TAPS, copies, ctx.num_entries).sum(2)
+        bins = bins.view(channels, TAPS, copies, ctx.num_entries).sum(2)
         return bins.to(grad.dtype), None, None, None, None
 
 
@@ -155,7 +118,7 @@ def _index_image(digits: Tensor, base: int) -> Tensor:
     # int16 holds 3**9 - 1, and the narrow type keeps the sums in the cache. The two directions separate.
     rows = padded[:-2] + padded[1:-1] * base + padded[2:] * base**2
     patches = rows[: -2 * row] + rows[row:-row] * base**3 + rows[2 * row :] * base**6
-    index = torch.full((length + 2 * margin,), base**_TAPS, dtype=torch.int64, device=digits.device)
+    index = torch.full((length + 2 * margin,), base**TAPS, dtype=torch.int64, device=digits.device)
     inside = patches.view(frames, height + 1, row)[:, :height, :width]
     index[margin : margin + length].view(frames, height + 1, row)[:, :height, :width] = inside
     return index
@@ -212,169 +175,25 @@ def tabulated_binary_convolution(
         digits = (digits + 1) * observed_mask.to(torch.int16)
     index = _index_image(digits, base)
 
-    num_patches = base**_TAPS
+    num_patches = base**TAPS
     if base == 2 or index.is_cuda:  # few, or cheap beside the synchronisation that a count of them would need
         occurring = torch.arange(num_patches, device=index.device)
     else:
         occurring = torch.bincount(index)[:num_patches].nonzero().flatten()
-    powers = base ** torch.arange(_TAPS, device=index.device)
+    powers = base ** torch.arange(TAPS, device=index.device)
     patch_digits = occurring[:, None] // powers % base  # [patch, 9]
     patches = patch_digits if observed_mask is None else torch.cat([patch_digits == 2, patch_digits >= 1], dim=1)
 
     hidden_channels, out_channels = hidden_weight.shape[0], output_weight.shape[0]
     with torch.autocast(values.device.type, enabled=False):
         # Contiguous: products with the strided view are five times slower.
-        projection = output_weight.permute(0, 2, 3, 1).contiguous().view(out_channels * _TAPS, hidden_channels)
+        projection = output_weight.permute(0, 2, 3, 1).contiguous().view(out_channels * TAPS, hidden_channels)
         entries = _PatchTable.apply(patches.to(hidden_weight.dtype), hidden_weight.flatten(1), hidden_bias, projection)
         # The last entry stands for a neighbour outside the frame: the second convolution pads the hidden layer with
         # zeros, which is not the hidden layer of an empty patch.
-        table = entries.new_zeros(out_channels * _TAPS, num_patches + 1).index_copy(1, occurring, entries)
-        sums = _TapSum.apply(table.view(out_channels, _TAPS, -1), index, *values.shape)
+        table = entries.new_zeros(out_channels * TAPS, num_patches + 1).index_copy(1, occurring, entries)
+        sums = _TapSum.apply(table.view(out_channels, TAPS, -1), index, *values.shape)
         return sums + output_bias[:, None, None]
-
-
-class _BlockwiseConvolution(torch.autograd.Function):
-    """base + conv3x3(relu(conv3x3(frames)) - relu(conv3x3(black frames))), the latter without its bias.
-
-    The difference is 0 except where a patch holds something else than zeros. Pixels lie in the flat layout of
-    `_padded_pixels`; position p is pixel (f, y, x) with p = (f * (height + 1) + y) * (width + 1) + x.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        frames: Tensor,  # [frame, height, width, in_channels]
-        hidden_weight: Tensor,  # [hidden, 9 * in_channels]
-        hidden_bias: Tensor,  # [hidden]
-        spread: Tensor,  # [9 * out_channels, hidden]: what a hidden pixel adds to each of the nine pixels round it
-        black_spread: Tensor,  # [9 * out_channels]: the same for the hidden pixel of a black patch
-        base: Tensor,  # [height, width, out_channels]: result for a black frame
-    ) -> Tensor:
-        num_frames, height, width, _ = frames.shape
-        row, out_channels = width + 1, base.shape[-1]
-        frame_length, margin = (height + 1) * row, row + 1
-        pixels = _padded_pixels(frames)
-        positions = _positions_of_patches(pixels, num_frames, height, width)
-        ctx.save_for_backward(pixels, positions, hidden_weight, hidden_bias, spread, black_spread)
-        ctx.width = width
-
-        result = base.new_empty(num_frames, *base.shape)
-        frames_of_group = max(1, _SPREAD_ENTRIES // (len(spread) * frame_length))
-        firsts = range(0, num_frames, frames_of_group)
-        ends = torch.tensor(firsts[1:], dtype=torch.int64) * frame_length
-        groups = positions.tensor_split(torch.searchsorted(positions, ends))
-        for first, group, images in zip(firsts, groups, result.split(frames_of_group), strict=True):
-            length = len(images) * frame_length
-            spreads = spread.new_zeros(len(spread), length + 2 * margin)
-            for block in group.split(_PATCHES_PER_BLOCK):
-                hidden = _hidden_layer(_patches(pixels, block, width), hidden_weight, hidden_bias)
-                entries = torch.addmm(black_spread[:, None], spread, hidden.t(), beta=-1)  # [9 * out_channels, patch]
-                index = block + (margin - first * frame_length)
-                spreads.scatter_(1, index.expand(len(spread), -1), entries)
-            sums = spread.new_zeros(out_channels, length)
-            for tap, added in enumerate(spreads.view(_TAPS, out_channels, -1)):
-                # A pixel receives from its neighbour on the side opposite to that to which the tap spreads.
-                start = (2 - tap // 3) * row + 2 - tap % 3
-                sums += added[:, start : start + length]
-            inside = sums.view(out_channels, -1, height + 1, row)[:, :, :height, :width]
-            torch.add(inside.permute(1, 2, 3, 0), base, out=images)
-        return result  # [frame, height, width, out_channels]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pixels, positions, hidden_weight, hidden_bias, spread, black_spread = ctx.saved_tensors
-        grad_pixels = _padded_pixels(grad)
-        gradients = _ParameterGradients(hidden_weight, hidden_bias, spread)
-        grad_black = torch.zeros_like(black_spread, dtype=torch.float64)
-        for block in positions.split(_PATCHES_PER_BLOCK):
-            grad_spread = _patches(grad_pixels, block, ctx.width)  # [patch, 9 * out_channels]
-            gradients.add(_patches(pixels, block, ctx.width), grad_spread.t())
-            grad_black -= grad_spread.sum(0)
-        return None, *gradients.result(), grad_black.to(grad.dtype), grad.sum(0)
-
-
-def _padded_pixels(frames: Tensor) -> Tensor:
-    """[frame, height, width, channel] as [position, channel]: a zero after each row, a row of zeros after each frame.
-
-    Before the first and after the last pixel there are width + 2 zeros, so that every pixel has all its neighbours.
-    """
-    num_frames, height, width, channels = frames.shape
-    length, margin = num_frames * (height + 1) * (width + 1), width + 2
-    pixels = frames.new_zeros(length + 2 * margin, channels)
-    pixels[margin : margin + length].view(num_frames, height + 1, width + 1, channels)[:, :height, :width] = frames
-    return pixels
-
-
-def _positions_of_patches(pixels: Tensor, num_frames: int, height: int, width: int) -> Tensor:
-    """Positions of the pixels whose 3x3 patch is not all zero, ascending, int64."""
-    row = width + 1
-    first, *others = pixels.unbind(1)
-    nonzero = first != 0
-    for channel in others:
-        nonzero |= channel != 0
-    rows = nonzero[:-2] | nonzero[1:-1] | nonzero[2:]
-    patches = rows[: -2 * row] | rows[row:-row] | rows[2 * row :]
-    images = patches.view(num_frames, height + 1, row)
-    images[:, height:], images[:, :, width:] = False, False
-    return patches.nonzero()[:, 0]
-
-
-def _patches(pixels: Tensor, positions: Tensor, width: int) -> Tensor:
-    """The 3x3 patches round some positions of `_padded_pixels`, [position, 9 * channel]: row, column, channel."""
-    channels = pixels.shape[1]
-    # The three pixels of a patch's row are contiguous: one piece of 3 * channels numbers from any position on.
-    triples = pixels.as_strided((len(pixels) - 2, 3 * channels), (channels, 1))
-    upper_left = torch.arange(0, 3 * (width + 1), width + 1, device=pixels.device)
-    rows = (positions[:, None] + upper_left).flatten()
-    return triples.index_select(0, rows).view(len(positions), _TAPS * channels)
-
-
-def blockwise_convolution(
-    frames: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor, output_bias: Tensor
-) -> Tensor:
-    """conv3x3(relu(conv3x3(frames))) with "same" zero padding, for a CPU, without a hidden layer in memory.
-
-    Equal to `nn.functional.conv2d` twice, in value and in the gradients with respect to all four parameters; there is
-    no gradient with respect to the frames. Pixels whose 3x3 patch is all zero share one hidden vector, so that the time
-    goes with the number of the other patches: frames that are largely black or missing gain most.
-
-    Args:
-        frames: [frame, height, width, in_channels], channels last, any values, in the dtype of the weights.
-        hidden_weight: [hidden_channels, in_channels, 3, 3].
-        hidden_bias: [hidden_channels].
-        output_weight: [out_channels, hidden_channels, 3, 3].
-        output_bias: [out_channels].
-
-    Returns:
-        [frame, height, width, out_channels].
-
-    Raises:
-        ValueError: if the shapes do not fit each other.
-    """
-    if (
-        frames.ndim != 4
-        or hidden_weight.shape[1:] != (frames.shape[-1], 3, 3)
-        or output_weight.shape[1:] != (hidden_weight.shape[0], 3, 3)
-    ):
-        raise ValueError(
-            f"blockwise_convolution: frames of shape {list(frames.shape)} and weights of shapes "
-            f"{list(hidden_weight.shape)} and {list(output_weight.shape)} are not [frame, height, width, in], "
-            "[hidden, in, 3, 3] and [out, hidden, 3, 3]"
-        )
-    height, width = frames.shape[1:3]
-    out_channels, hidden_channels = output_weight.shape[:2]
-    with torch.autocast(frames.device.type, enabled=False):
-        # The taps in reverse order: from what a pixel takes from its neighbours to what it gives them.
-        spread = output_weight.flip(2, 3).permute(2, 3, 0, 1).reshape(_TAPS * out_channels, hidden_channels)
-        black_spread = spread @ hidden_bias.relu()
-        # Whether the neighbour that gives a tap lies inside the frame: the second convolution pads the hidden layer
-        # with zeros, which is not the hidden layer of a black patch.
-        ones = output_bias.new_ones(1, 1, height, width)
-        inside = nn.functional.unfold(ones, 3, padding=1)[0].flip(0).t()  # [height * width, 9]
-        base = (inside @ black_spread.view(_TAPS, out_channels) + output_bias).view(height, width, out_channels)
-        gathered = hidden_weight.permute(0, 2, 3, 1).flatten(1)  # [hidden, 9 * in_channels]
-        return _BlockwiseConvolution.apply(frames, gathered, hidden_bias, spread, black_spread, base)
 
 
 class ImagePreprocessor(nn.Module):
@@ -490,7 +309,7 @@ class ImagePreprocessor(nn.Module):
         Raises:
             ValueError: if the last three axes are not those of the constructor.
         """
-        if pixels.is_cuda:
+        if not pixels.is_cpu:
             return self.forward(pixels.movedim(-1, -3)).movedim(-3, -1)
         frame_shape = (*self.image_shape, self.hidden.in_channels)
         if pixels.ndim < 3 or pixels.shape[-3:] != frame_shape:

@@ -489,3 +489,14 @@ def test_new_columns_do_not_hide_old_ones(tmp_path):
         table.write(io.BytesIO(), {"": np.zeros((2, 1)), "_q0.5": np.zeros((2, 1))})
         with pytest.raises(TableError, match=r"_std' already: rename it"):
             table.write(io.BytesIO(), {"": np.zeros((2, 1))}, np.zeros((2, 1)))
+
+
+def test_a_value_beyond_the_type_is_refused(tmp_path):
+    np.savez(tmp_path / "table.npz", values=np.array([[[1], [np.nan]]], "float16"))
+    frame = pd.DataFrame({"id": "s", "time": [0, 1], "a": np.array([1, np.nan], "float32")})
+    write(frame, tmp_path / "table.parquet")
+    for name in ("table.npz", "table.parquet"):
+        table = read_table(tmp_path / name, TableFormat())
+        table.write(io.BytesIO(), {"": np.full((2, 1), 6e4)})
+        with pytest.raises(TableError, match="cannot hold a filled value; save float64"):
+            table.write(io.BytesIO(), {"": np.full((2, 1), 1e39)})

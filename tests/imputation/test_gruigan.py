@@ -284,7 +284,13 @@ def test_gradients_are_clipped_by_hand(tmp_path):
     for clip in (None, 0.01):
         norms.clear()
         torch.manual_seed(0)
-        fit(Norms(FEATURES, hidden_size=HIDDEN, latent_dim=LATENT, pretraining_steps=2, critic_steps=1, gradient_clip=clip), tmp_path, 6)
+        fit(
+            Norms(
+                FEATURES, hidden_size=HIDDEN, latent_dim=LATENT, pretraining_steps=2, critic_steps=1, gradient_clip=clip
+            ),
+            tmp_path,
+            6,
+        )
         assert len(norms) == 10
         assert max(norms) > 0.05 if clip is None else max(norms) <= 0.01 * (1 + 1e-5)
 
@@ -295,7 +301,10 @@ def test_a_bad_batch_is_dropped_for_both_networks(tmp_path):
             return super().critic_loss(batch) * (torch.nan if self.global_step in (4, 6) else 1.0)
 
     torch.manual_seed(0)
-    module, guard = Spoilt(FEATURES, hidden_size=HIDDEN, latent_dim=LATENT, pretraining_steps=3, critic_steps=2), FiniteGradients()
+    module, guard = (
+        Spoilt(FEATURES, hidden_size=HIDDEN, latent_dim=LATENT, pretraining_steps=3, critic_steps=2),
+        FiniteGradients(),
+    )
     fit(module, tmp_path, 10, [guard])
     assert guard.skipped_steps == 2
     assert all(parameter.isfinite().all() for parameter in module.parameters())

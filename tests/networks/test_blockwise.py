@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy.signal import correlate2d
 from torch import Tensor, nn
 
-from lightning_modules.networks import conv
-from lightning_modules.networks.conv import ImagePreprocessor, blockwise_convolution
+from lightning_modules.networks import blockwise
+from lightning_modules.networks.blockwise import blockwise_convolution
+from lightning_modules.networks.conv import ImagePreprocessor
 from lightning_modules.networks.mlp import TemporalConvolution
 
 
@@ -58,8 +59,8 @@ def test_equals_the_plain_convolution(height, width, observed):
 def test_any_division_into_blocks_and_groups(shape, in_channels, out_channels, observed, patches, entries, seed):
     frames = sparse_frames([*shape, in_channels], observed, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "_PATCHES_PER_BLOCK", patches)
-        patch.setattr(conv, "_SPREAD_ENTRIES", entries)
+        patch.setattr(blockwise, "PATCHES_PER_BLOCK", patches)
+        patch.setattr(blockwise, "SPREAD_ENTRIES", entries)
         assert_equal_to_plain(frames, random_parameters(in_channels, 3, out_channels, torch.float64, seed))
 
 
