@@ -257,7 +257,10 @@ def test_cells_run_so_many_at_a_time_and_once(stand_in, jobs, capsys):
     for event, _ in events:
         running += 1 if event == "begins" else -1
         most = max(most, running)
-    assert most == jobs
+    assert most <= jobs
+    # How far they overlap depends on the machine; that as many have begun before the first ends does not.
+    told = [" started in " in line for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told.index(False) == jobs
     assert sorted(events) == [(event, index) for event in ("begins", "ends") for index in range(4)]
     assert [index for event, index in events if event == "begins"][:jobs] == list(range(4))[:jobs]
     assert stand_in.run(jobs=jobs) == (0, [])
