@@ -367,14 +367,13 @@ def test_a_finished_run_is_not_touched_again(copied, finished, capsys, monkeypat
 
 def test_force_starts_over(copied, finished):
     folder, again = copied
-    (folder / "figures").mkdir()
     (folder / "figures" / "old.png").touch()
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("latent_dim: 4", "latent_dim: 5"))
     again("force=true")
     assert_same_run(finished[0], folder)
-    assert not (folder / "figures").exists()
+    assert [path.name for path in (folder / "figures").iterdir()] == ["imputations.png"]
     assert "continuing from" not in (folder / "log.txt").read_text()
 
 
@@ -469,7 +468,7 @@ def test_checkpoints_hold_plain_values_and_give_back_the_method(name, finished):
 def test_loggers_write_into_the_folder_or_nothing(finished, tmp_path):
     lines = (finished[0] / "csv" / "metrics.csv").read_text().splitlines()
     assert {"step", "val/mse", "test/mse"} <= set(lines[0].split(","))
-    known = {"config.yaml", "results.json", "log.txt", "checkpoints", ".lock"}
+    known = {"config.yaml", "results.json", "log.txt", "checkpoints", "figures", ".lock"}
     assert {path.name for path in finished[0].iterdir()} == known | {"csv"}
     folder, _ = run(tmp_path, "mean_digits", *DIGITS, "baselines=[]")
     assert {path.name for path in folder.iterdir()} == known - {"checkpoints"}
