@@ -34,7 +34,7 @@ def _refuse(value: object, place: str) -> None:
 
 
 def write_json_atomically(path: str | Path, payload: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all (see `callbacks.checkpoints.whole_file`).
+    """Write a JSON file whole or not at all (see `callbacks.files.whole_file`).
 
     Args:
         path: the file.
