@@ -659,4 +659,4 @@ def test_two_processes_score_like_one(name, tmp_path):
     for method, scores in results["baselines"].items():
         assert scores == pytest.approx(expected["baselines"][method], rel=1e-12)
     assert len(list((tmp_path / "two").rglob("results.json"))) == 1
-    assert done.stdout.count("MSE") == 1
+    assert done.stdout.count(" MSE ") == 1
