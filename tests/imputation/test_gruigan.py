@@ -353,6 +353,22 @@ def test_ranks_hold_identical_weights_and_average_their_gradients(tmp_path):
     fit(tiny(), tmp_path, 12, [Compare(), FiniteGradients(), RandomState()], batch_size=4, **ranks)
 
 
+def test_pretraining_and_training_together_halve_the_error(tmp_path):
+    # Nearly all of it is the pre-training's doing: this does not show that the adversarial steps learn the data.
+    waves, held_out = Waves(512, time=12), Waves(64, time=12, seed=1).batch()
+
+    def error(module):
+        mean = module(held_out.values, held_out.observed_mask).mean
+        return (mean - held_out.target).square()[held_out.target_mask].mean().item()
+
+    sizes = {"hidden_size": 16, "latent_dim": 8, "dropout": 0.1}
+    rates = {"generator_learning_rate": 1e-3, "search_learning_rate": 0.05}
+    module = tiny(pretraining_steps=100, critic_steps=5, search_steps=60, **sizes, **rates)
+    before = error(module)
+    fit(module, tmp_path, 300, batch_size=64, data=waves)
+    assert error(module) < 0.5 * before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"critic_steps": 0}, "critic_steps=0 must be at least 1"), ({"weight_clip": 0.0}, "weight_clip=0.0 must be")],
