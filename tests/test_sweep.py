@@ -258,11 +258,11 @@ def test_cells_run_so_many_at_a_time_and_once(stand_in, jobs, capsys):
         running += 1 if event == "begins" else -1
         most = max(most, running)
     assert most <= jobs
-    # How far they overlap depends on the machine; that as many have begun before the first ends does not.
-    told = [" started in " in line for line in capsys.readouterr().out.splitlines()[1:]]
-    assert told.index(False) == jobs
+    # How far they overlap, and which of two begins first, is the machine's affair; what the sweep starts, and when, is not.
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [" started in " in line for line in lines].index(False) == jobs
+    assert [line.split(":")[0] for line in lines if " started in " in line] == ["0", "1", "2", "3"]
     assert sorted(events) == [(event, index) for event in ("begins", "ends") for index in range(4)]
-    assert [index for event, index in events if event == "begins"][:jobs] == list(range(4))[:jobs]
     assert stand_in.run(jobs=jobs) == (0, [])
     assert "small: 0 of 4 cells to run" in capsys.readouterr().out
 
