@@ -258,7 +258,7 @@ def test_cells_run_so_many_at_a_time_and_once(stand_in, jobs, capsys):
         running += 1 if event == "begins" else -1
         most = max(most, running)
     assert most <= jobs
-    # How far they overlap, and which of two begins first, is the machine's affair; what the sweep starts, and when, is not.
+    # How far they overlap, and which of two begins first, is the machine's affair; what the sweep starts is not.
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [" started in " in line for line in lines].index(False) == jobs
     assert [line.split(":")[0] for line in lines if " started in " in line] == ["0", "1", "2", "3"]
