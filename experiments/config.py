@@ -74,17 +74,25 @@ def _task(path: Path) -> str:
     return found[1]
 
 
+def _not_for(method: str) -> list[str]:
+    """The data sets that a method's file says it cannot do, in the line ``not_for: [<dataset>, ...]``."""
+    path = ROOT / "methods" / f"{method}.yaml"
+    found = re.search(r"^not_for: *\[([\w, ]*)\]", path.read_text(), flags=re.MULTILINE)
+    return [each.strip() for each in found[1].split(",")] if found else []
+
+
 def _origin(path: Path) -> str:
     return path.relative_to(ROOT.parent).as_posix()
 
 
 def experiments() -> dict[str, list[str]]:
-    """Names of all experiments by task; reads file names and one line of each, nothing else."""
+    """Names of all experiments by task; reads file names and two lines of each, nothing else."""
     methods = [(path.stem, _task(path)) for path in sorted((ROOT / "methods").glob("*.yaml"))]
     datasets = [(path.stem, _task(path)) for path in sorted((ROOT / "datasets").glob("*.yaml"))]
     names: dict[str, list[str]] = {}
     for method, task in methods:
-        names.setdefault(task, []).extend(f"{method}_{dataset}" for dataset, its_task in datasets if its_task == task)
+        fit = [dataset for dataset, its_task in datasets if its_task == task and dataset not in _not_for(method)]
+        names.setdefault(task, []).extend(f"{method}_{dataset}" for dataset in fit)
     return names
 
 
@@ -96,6 +104,11 @@ def split_name(name: str) -> tuple[str, str]:
     """
     known = {experiment for names in experiments().values() for experiment in names}
     if name not in known:
+        for path in (ROOT / "methods").glob("*.yaml"):
+            if name in [f"{path.stem}_{dataset}" for dataset in _not_for(path.stem)]:
+                raise ConfigError(
+                    f"experiment '{name}' does not exist: {_origin(path)} says what it is not for, and why"
+                )
         raise ConfigError(f"experiment '{name}' does not exist.{nearest(name, known)}")
     for cut in (match.start() for match in re.finditer("_", name)):
         method, dataset = name[:cut], name[cut + 1 :]
@@ -243,6 +256,7 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
         ROOT / "tuned" / f"{name}.yaml",
     ]
     layers = [(_origin(path), _read(path)) for path in paths]
+    layers[1][1].pop("not_for", None)  # split_name has heeded it
     raw_overrides = _read_overrides(overrides or [])
     classes = {section: _class_of(section, [*layers, ("command line", raw_overrides)]) for section in ("model", "data")}
     schema = SETTINGS | {section: {"class": str} | arguments_of(cls) for section, cls in classes.items()}

@@ -48,6 +48,10 @@ def test_the_variant_names_what_differs_and_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["csdi_sprites"],
+            "experiment 'csdi_sprites' does not exist: experiments/methods/csdi.yaml says what it is not for, and why",
+        ),
         (["gpvae_physionte"], "experiment 'gpvae_physionte' does not exist. Did you mean 'gpvae_physionet'?"),
         (
             ["gpvae_digits", "model.lenght_scale=2"],

@@ -66,10 +66,8 @@ SMALL_METHODS = {
 
 def preset_cases():
     every = [name for names in experiments().values() for name in names]
-    # A product or attention between all pairs of their pixels takes too much time or memory.
-    left_out = {"csdi_hmnist", "csdi_sprites", "brits_sprites"}
     # Experiments on a table of one's own: see test_impute.py.
-    for name in [name for name in every if not name.endswith("_csv") and name not in left_out]:
+    for name in [name for name in every if not name.endswith("_csv")]:
         for preset in ("paper", "plus"):
             with contextlib.suppress(ConfigError):
                 compose(name, [f"preset={preset}"])
