@@ -2,8 +2,9 @@
 
 A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a data set, and whether ``ours``,
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
-variant), the published ``figures`` and their ``source``, the ``sweep`` that makes the runs, and ``overrides`` that all
-of them share. A row shows the runs of its own variant and no others.
+variant), the published ``figures`` and their ``source`` (``sources`` holds those of experiments with another), the
+``sweep`` that makes the runs, and ``overrides`` that all of them share. A row shows the runs of its own variant and no
+others.
 """
 
 import json
@@ -89,8 +90,9 @@ def published_figures(experiment: str) -> dict[str, dict[str, Any]]:
     """The published figures of an experiment: {metric: {"mean", "std", "source"}}; empty where there are none."""
     figures: dict[str, dict[str, Any]] = {}
     for table in published_tables().values():
-        for metric, (mean, std) in table["figures"].get(experiment, {}).items():
-            figures[metric] = {"mean": mean, "std": std, "source": table["source"]}
+        source = table.get("sources", {}).get(experiment, table["source"])
+        for metric, figure in table["figures"].get(experiment, {}).items():
+            figures[metric] = {"mean": figure[0], "std": figure[1] if len(figure) > 1 else None, "source": source}
     return figures
 
 
@@ -233,9 +235,10 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
         if bootstrap and column.get("metric") == "test/auroc" and column.get("show") != "published":
             headings.append(BOOTSTRAP)
             columns.append([bootstrap_cell(row.runs(column["dataset"], runs)) for row in rows])
+    others = "".join(f"; {experiment}: {source}" for experiment, source in table.get("sources", {}).items())
     both = any(column.get("show") == "both" for column in table["columns"])
-    note = "± standard deviation over seeds; bold: best of ours; "
-    note += f"in parentheses the published figures ({table['source']})." if both else f"published: {table['source']}."
+    note = "± standard deviation over seeds; bold: best of ours; published"
+    note += f", also in parentheses: {table['source']}{others}." if both else f": {table['source']}{others}."
     lines = [list(line) for line in zip(*columns, strict=True)]
     return Sheet(name, table["caption"], headings, lines, [note, *missing(table, runs)])
 

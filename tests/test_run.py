@@ -74,7 +74,12 @@ def preset_cases():
                 yield name, preset
 
 
-CASES = list(preset_cases())
+# Every method on the data that are quickest to make; the rest with -m slow.
+QUICK = ("digits", "physionet")
+CASES = [
+    pytest.param(name, preset, id=f"{name}-{preset}", marks=() if name.endswith(QUICK) else pytest.mark.slow)
+    for name, preset in preset_cases()
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,7 +171,7 @@ def copied(finished, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("name", "preset"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize(("name", "preset"), CASES)
 def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     rows = ["data.train_rows=16", "data.batch_size=8", "data.validation_rows=8"]
     steps = ["trainer.max_steps=2", *STEPS[1:]]

@@ -108,6 +108,7 @@ class HealingMNIST(ResumableDataModule):
             "num_steps": self.hparams.num_frames,
             "likelihood": "bernoulli",
             "image_shape": [height, width],
+            "num_classes": 10,
         }
 
     @property

@@ -149,6 +149,7 @@ class Physionet(ResumableDataModule):
             "num_steps": NUM_HOURS,
             "likelihood": "gaussian",
             "image_shape": None,
+            "num_classes": 2,
         }
 
     @property

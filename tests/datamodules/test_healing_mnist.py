@@ -91,6 +91,7 @@ def test_batches_of_digits(digits):
         "num_steps": 10,
         "likelihood": "bernoulli",
         "image_shape": [8, 8],
+        "num_classes": 10,
     }
     assert (module.task, module.data_variant) == ("imputation", "digits")
     bunch = sklearn.datasets.load_digits()

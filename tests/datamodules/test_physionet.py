@@ -134,6 +134,7 @@ def test_batches_hold_z_scores_of_the_visible_training_entries(small):
     module = make(holdout_fraction=0.2, split_seed=3)
     assert module.model_arguments == {
         "num_features": 35, "num_steps": 48, "likelihood": "gaussian", "image_shape": None,
+        "num_classes": 2,
     }  # fmt: skip
     assert (module.task, module.data_variant, module.variables) == ("imputation", "published", NAMES)
     assert module.data_sha256 == {
