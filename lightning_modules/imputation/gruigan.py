@@ -4,6 +4,12 @@ Luo, Cai, Zhang, Xu, Yuan: Multivariate Time Series Imputation with Generative A
 generator turns noise z into a series, fed with its own outputs; a Wasserstein critic compares series of it with the
 incomplete ones of the data; both are GRUs whose state decays with the time since a value was last observed. To impute a
 series one looks for the z whose series fits the observed entries and pleases the critic; the rest of it is the answer.
+
+As published, the critic tells the two apart by the gaps alone, which generated series do not have, and clipped weights
+drive its GRU into saturation: the generator learns next to nothing from it. Two arguments, both off by default, mend
+that: ``mask_generated`` gives each generated series the gaps of one of the data before the critic sees it (Bora, Price,
+Dimakis: AmbientGAN, ICLR 2018), and ``gradient_penalty`` takes the place of ``weight_clip`` (Gulrajani, Ahmed,
+Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs, NeurIPS 2017).
 """
 
 import torch
@@ -106,7 +112,10 @@ class GRUIGAN(Imputer):
         dropout: rate in front of both output layers, while training.
         pretraining_steps: steps in which the generator learns to predict the next values, before the critic comes in.
         critic_steps: steps of the critic for one of the generator.
-        weight_clip: bound on the absolute value of all weights from then on.
+        weight_clip: bound on the absolute value of all weights from then on; None: no bound.
+        gradient_penalty: weight of the mean of (|dD/dx| - 1)^2 at points between real and generated series, in the
+            critic's loss.
+        mask_generated: whether the critic sees generated series with the gaps of real ones.
         gradient_clip: bound on the norm of the gradients of each optimiser's step; None: no bound.
         learning_rate: of the critic's Adam.
         generator_learning_rate: of the generator's.
@@ -126,7 +135,9 @@ class GRUIGAN(Imputer):
         dropout: float = 0.5,
         pretraining_steps: int = 160,
         critic_steps: int = 8,
-        weight_clip: float = 0.99,
+        weight_clip: float | None = 0.99,
+        gradient_penalty: float = 0.0,
+        mask_generated: bool = False,
         gradient_clip: float | None = None,
         learning_rate: float = 1e-3,
         generator_learning_rate: float = 8e-3,
@@ -139,8 +150,12 @@ class GRUIGAN(Imputer):
         super().__init__()
         if critic_steps < 1:
             raise ValueError(f"critic_steps={critic_steps} must be at least 1: the generator learns from the critic")
-        if not weight_clip > 0:
-            raise ValueError(f"weight_clip={weight_clip} must be positive: it bounds the weights' absolute values")
+        if weight_clip is not None and not weight_clip > 0:
+            raise ValueError(
+                f"weight_clip={weight_clip} must be positive, or None: it bounds the weights' absolute values"
+            )
+        if gradient_penalty < 0:
+            raise ValueError(f"gradient_penalty={gradient_penalty} must not be negative: it is a weight in the loss")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.generator = Generator(num_features, hidden_size, latent_dim, dropout)
@@ -160,21 +175,43 @@ class GRUIGAN(Imputer):
         prediction = self.generator.predict(self.noise(batch), values, delta)
         return ((prediction - values).square() * observed_mask).sum(-1).mean()
 
+    def shown(self, series: Tensor, observed_mask: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """A generated series and its time since values were observed, as the critic sees them.
+
+        All are [time, batch, feature], ``times`` [time, batch or 1].
+        """
+        if self.hparams.mask_generated:
+            return series * observed_mask, time_since_observed(observed_mask, times)
+        return series, complete_delta(series, times)
+
     def critic_loss(self, batch: SeriesBatch) -> Tensor:
-        """Batch mean of D(G(z)) - D(x), minus the Wasserstein distance times a constant at the best D."""
+        """Batch mean of D(G(z)) - D(x), at the best D minus the Wasserstein distance times a constant + penalty."""
         values, observed_mask, times = time_major(batch.values, batch.observed_mask, batch.times)
-        delta, complete = time_since_observed(observed_mask, times), complete_delta(values, times)
+        delta = time_since_observed(observed_mask, times)
         with torch.no_grad():
-            generated = self.generator(self.noise(batch), complete)
-        series, deltas = torch.cat([values, generated], 1), torch.cat([delta, complete.expand_as(delta)], 1)
-        real_score, generated_score = self.critic(series, deltas).chunk(2)
-        return generated_score.mean() - real_score.mean()
+            generated = self.generator(self.noise(batch), complete_delta(values, times))
+            generated, generated_delta = self.shown(generated, observed_mask, times)
+        deltas = torch.cat([delta, generated_delta.expand_as(delta)], 1)
+        real_score, generated_score = self.critic(torch.cat([values, generated], 1), deltas).chunk(2)
+        loss = generated_score.mean() - real_score.mean()
+        if self.hparams.gradient_penalty:
+            share = torch.rand(values.shape[1], 1, device=values.device)  # [batch, 1]
+            between, between_delta = (torch.lerp(*ends, share) for ends in ((values, generated), deltas.chunk(2, 1)))
+            loss = loss + self.hparams.gradient_penalty * self.slope_error(between, between_delta)
+        return loss
+
+    def slope_error(self, series: Tensor, delta: Tensor) -> Tensor:
+        """Batch mean of (|dD/dx| - 1)^2, the norm taken over a whole series."""
+        series = series.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.critic(series, delta).sum(), series, create_graph=True)
+        norm = (slope.square().sum((0, 2)) + 1e-12).sqrt()  # a root's own slope at 0 is infinite
+        return (norm - 1).square().mean()
 
     def generator_loss(self, batch: SeriesBatch) -> Tensor:
         """Batch mean of -D(G(z))."""
-        values, _, times = time_major(batch.values, batch.observed_mask, batch.times)
-        complete = complete_delta(values, times)
-        return -self.critic(self.generator(self.noise(batch), complete), complete).mean()
+        values, observed_mask, times = time_major(batch.values, batch.observed_mask, batch.times)
+        generated = self.generator(self.noise(batch), complete_delta(values, times))
+        return -self.critic(*self.shown(generated, observed_mask, times)).mean()
 
     def training_step(self, batch: SeriesBatch, batch_index: int) -> None:
         """Pre-training, or a step of the critic and perhaps one of the generator, by the number of steps so far."""
@@ -192,9 +229,10 @@ class GRUIGAN(Imputer):
             loss = self.generator_loss(batch)
             self.descend(loss, generator, counted=False)
             self.log("train/generator_loss", loss.detach())
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.clamp_(-hparams.weight_clip, hparams.weight_clip)
+        if hparams.weight_clip is not None:
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter.clamp_(-hparams.weight_clip, hparams.weight_clip)
         # Processes that train together normalise their own shares; imputation needs statistics that they agree on.
         for statistic in (self.generator.normalise.running_mean, self.generator.normalise.running_var):
             statistic.copy_(self.trainer.strategy.reduce(statistic, reduce_op="mean"))
@@ -245,7 +283,7 @@ class GRUIGAN(Imputer):
         for _ in range(hparams.search_steps):
             series = self.generator(latent, complete)
             error = ((series - values).square() * observed_mask).sum((0, 2))  # [batch]
-            loss = error - hparams.adversarial_weight * self.critic(series, complete)
+            loss = error - hparams.adversarial_weight * self.critic(*self.shown(series, observed_mask, times))
             (latent.grad,) = torch.autograd.grad(loss.sum(), latent)
             optimizer.step()
         with torch.no_grad():
