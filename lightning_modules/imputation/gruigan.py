@@ -5,11 +5,11 @@ generator turns noise z into a series, fed with its own outputs; a Wasserstein c
 incomplete ones of the data; both are GRUs whose state decays with the time since a value was last observed. To impute a
 series one looks for the z whose series fits the observed entries and pleases the critic; the rest of it is the answer.
 
-As published, the critic tells the two apart by the gaps alone, which generated series do not have, and clipped weights
-drive its GRU into saturation: the generator learns next to nothing from it. Two arguments, both off by default, mend
-that: ``mask_generated`` gives each generated series the gaps of one of the data before the critic sees it (Bora, Price,
-Dimakis: AmbientGAN, ICLR 2018), and ``gradient_penalty`` takes the place of ``weight_clip`` (Gulrajani, Ahmed,
-Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs, NeurIPS 2017).
+As published, the critic tells the two apart by the gaps alone, which generated series do not have, and the generator
+learns next to nothing from it. With ``mask_generated`` each generated series gets the gaps of one of the data before
+the critic sees it (Bora, Price, Dimakis: AmbientGAN, ICLR 2018): then it learns, and better with ``gradient_penalty``
+in the place of ``weight_clip`` (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs,
+NeurIPS 2017), which alone does not help. Both are off by default and on in preset plus.
 """
 
 import torch
@@ -185,7 +185,7 @@ class GRUIGAN(Imputer):
         return series, complete_delta(series, times)
 
     def critic_loss(self, batch: SeriesBatch) -> Tensor:
-        """Batch mean of D(G(z)) - D(x), at the best D minus the Wasserstein distance times a constant + penalty."""
+        """Batch mean of D(G(z)) - D(x) plus penalty; without it, at the best D, a multiple of minus their distance."""
         values, observed_mask, times = time_major(batch.values, batch.observed_mask, batch.times)
         delta = time_since_observed(observed_mask, times)
         with torch.no_grad():

@@ -406,7 +406,7 @@ def spread_over_noise(module, time):
 def test_the_critic_alone_teaches_the_distribution(tmp_path):
     """Without pre-training, from half of the entries: the generator's covariance nears the data's, imputations follow.
 
-    As published, with clipped weights and a critic that sees the gaps, it does not: all noise gives the same series.
+    As published, with a critic that sees gaps in the data's series only, it does not: all noise gives the same series.
     """
     waves, held_out = Waves(512, time=12), Waves(64, time=12, seed=1).batch()
     truth = torch.cov(waves.truth.flatten(1).T)
