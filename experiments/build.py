@@ -329,6 +329,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # batches are slices of tensors: workers would slow them down
         ".*srun.*command is available on your system but is not used.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a run that continues finds its own
+        ".*Using ModelCheckpoint with manual optimization.*",  # of after the step, as it is meant
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
