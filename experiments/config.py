@@ -91,7 +91,8 @@ def experiments() -> dict[str, list[str]]:
     datasets = [(path.stem, _task(path)) for path in sorted((ROOT / "datasets").glob("*.yaml"))]
     names: dict[str, list[str]] = {}
     for method, task in methods:
-        fit = [dataset for dataset, its_task in datasets if its_task == task and dataset not in _not_for(method)]
+        left_out = _not_for(method)
+        fit = [dataset for dataset, its_task in datasets if its_task == task and dataset not in left_out]
         names.setdefault(task, []).extend(f"{method}_{dataset}" for dataset in fit)
     return names
 

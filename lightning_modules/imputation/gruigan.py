@@ -7,9 +7,9 @@ series one looks for the z whose series fits the observed entries and pleases th
 
 As published, the critic tells the two apart by the gaps alone, which generated series do not have, and the generator
 learns next to nothing from it. With ``mask_generated`` each generated series gets the gaps of one of the data before
-the critic sees it (Bora, Price, Dimakis: AmbientGAN, ICLR 2018): then it learns, and better with ``gradient_penalty``
-in the place of ``weight_clip`` (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs,
-NeurIPS 2017), which alone does not help. Both are off by default and on in preset plus.
+the critic sees it (Bora, Price, Dimakis: AmbientGAN, ICLR 2018), and ``gradient_penalty`` takes the place of
+``weight_clip`` (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs, NeurIPS 2017):
+then it learns. Both are off by default and on in preset plus.
 """
 
 import torch
