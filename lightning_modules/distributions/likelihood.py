@@ -3,14 +3,16 @@
 import math
 
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Bernoulli, Distribution, Normal
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def masked_log_likelihood(observation: Distribution, values: Tensor, mask: Tensor) -> Tensor:
     """Log density of each series, summed over the entries in a mask.
 
     A normal whose scale is one number for all entries needs a sum of squares only, which takes a quarter of the passes
-    over memory that its densities take one by one. In value and gradients it is the same.
+    over memory that its densities take one by one; a Bernoulli's mask goes into the cross entropy itself. In value and
+    gradients it is the same.
 
     Args:
         observation: over [batch, time, feature].
@@ -20,6 +22,10 @@ def masked_log_likelihood(observation: Distribution, values: Tensor, mask: Tenso
     Returns:
         [batch], nats.
     """
+    if isinstance(observation, Bernoulli):
+        weight = mask.to(values.dtype)
+        losses = binary_cross_entropy_with_logits(observation.logits, values, weight, reduction="none")
+        return -losses.sum((1, 2))
     if not isinstance(observation, Normal) or any(observation.scale.stride()):
         return (observation.log_prob(values) * mask).sum((1, 2))
     scale = observation.scale[0, 0, 0]  # strides of 0: one number stands for all entries

@@ -67,11 +67,8 @@ class _TapSum(torch.autograd.Function):
         ctx.frame_shape = (frames, height, width)
         ctx.num_entries = table.shape[2]
         length = frames * (height + 1) * (width + 1)
-        sums = table.new_zeros(table.shape[0], length)
-        for channel in range(table.shape[0]):
-            for tap in range(TAPS):
-                start = tap // 3 * (width + 1) + tap % 3
-                sums[channel] += table[channel, tap].index_select(0, index[start : start + length])
+        shifted = index.as_strided((3, 3, length), (width + 1, 1, 1))  # the neighbours under each tap
+        sums = torch.stack([channel.unflatten(0, (3, 3)).gather(2, shifted).sum((0, 1)) for channel in table])
         images = sums.view(-1, frames, height + 1, width + 1)[:, :, :height, :width]
         return images.transpose(0, 1).contiguous()  # [frame, channel, height, width]
 

@@ -57,8 +57,9 @@ class TemporalConvolution(nn.Conv1d):
     The padding is (window - 1) // 2 steps before the series and window // 2 after it, as TensorFlow's "same" has it:
     11 and 12 steps for a window of 24. The parameters are those of `nn.Conv1d`: weight [out_features, in_features,
     window], bias [out_features]. Computed as one matrix product, without exchanging the time and feature axes: over the
-    unfolded windows, as fast as torch's convolution; or, where the input is so wide that unfolding it would dominate
-    (pictures), over single steps, whose contributions to each place in the window are then shifted and added.
+    unfolded windows, as fast as torch's convolution; or, where a step is so much wider than the filters that unfolding
+    it would cost more (pictures), over single steps, whose contributions to each place in the window are then shifted
+    and added.
 
     Args:
         in_features: features of a time step of the input.
@@ -73,12 +74,12 @@ class TemporalConvolution(nn.Conv1d):
         """Convolves [batch, time, in_features] to [batch, time, out_features]."""
         out_features, in_features, window = self.weight.shape
         before, after = (window - 1) // 2, window // 2
-        if in_features > 2 * out_features * window:
-            weight = self.weight.transpose(1, 2).reshape(out_features * window, in_features)
-            products = nn.functional.linear(series, weight).unflatten(-1, (out_features, window))
-            products = nn.functional.pad(products, (0, 0, 0, 0, before, after))  # [batch, time, out_features, window]
+        if in_features > 2 * out_features:
+            weight = self.weight.permute(2, 0, 1).reshape(window * out_features, in_features)
+            products = nn.functional.linear(series, weight).unflatten(-1, (window, out_features))
+            products = nn.functional.pad(products, (0, 0, 0, 0, before, after))  # [batch, time, window, out_features]
             num_steps = series.shape[1]
-            return sum((products[:, k : k + num_steps, :, k] for k in range(window)), self.bias)
+            return sum((products[:, k : k + num_steps, k] for k in range(window)), self.bias)
         padded = nn.functional.pad(series, (0, 0, before, after))
         # The features of one step stay contiguous in the unfolded windows, so the copy below moves whole rows.
         windows = padded.unfold(1, window, 1).transpose(2, 3).flatten(2)  # [batch, time, window * in_features]
