@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Normal
+from torch.distributions import Bernoulli, Distribution, Normal, StudentT
 
 from lightning_modules.distributions.banded import KLDivergence
 from lightning_modules.distributions.noise import normal_by_row
@@ -141,6 +141,10 @@ class LatentPredictive:
             noise = _noise(observation.mean, generator, rows, 2 * draw + 1)
             if isinstance(observation, Bernoulli):
                 draws.append((torch.special.ndtr(noise) < observation.probs).to(noise.dtype))
+            elif isinstance(observation, StudentT):
+                num = int(observation.df.flatten()[0])
+                chi2 = sum(torch.randn_like(noise).square() for _ in range(num))
+                draws.append(observation.loc + observation.scale * noise * (num / chi2).sqrt())
             else:
                 draws.append(observation.mean + observation.stddev * noise)
         return torch.stack(draws)
