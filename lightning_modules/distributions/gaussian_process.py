@@ -23,6 +23,8 @@ class GaussianProcessPrior(nn.Module):
     Args:
         covariance: K [..., T, T], symmetric and positive definite. One prior, or several along the leading dimensions.
         dtype: floating type of the buffers; None stands for torch.get_default_dtype().
+        index: int64 vector, for each prior which of the covariances along their last leading dimension it has; that
+            dimension gets the length of the index, and nothing is factorised twice. None: each its own.
 
     Raises:
         ValueError: if the covariance is not square, not finite, not symmetric or not positive definite.
@@ -33,7 +35,7 @@ class GaussianProcessPrior(nn.Module):
     whitening: Tensor
     log_det_covariance: Tensor
 
-    def __init__(self, covariance: Tensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, covariance: Tensor, dtype: torch.dtype | None = None, index: Tensor | None = None) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         factor = _cholesky(covariance)
@@ -45,6 +47,12 @@ class GaussianProcessPrior(nn.Module):
             "whitening": whitening,
             "log_det_covariance": log_det_covariance,
         }
+        if index is not None:
+            places = index.cpu()
+            buffers = {
+                name: value[..., places] if name == "log_det_covariance" else value[..., places, :, :]
+                for name, value in buffers.items()
+            }
         for name, value in buffers.items():
             buffer = value.to(device=covariance.device, dtype=dtype, memory_format=torch.contiguous_format)
             self.register_buffer(name, buffer, persistent=False)

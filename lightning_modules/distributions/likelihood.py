@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from lightning_modules.distributions.student import StudentT4
 
-def masked_log_likelihood(observation: Distribution, values: Tensor, mask: Tensor) -> Tensor:
+
+def masked_log_likelihood(observation: Distribution | StudentT4, values: Tensor, mask: Tensor) -> Tensor:
     """Log density of each series, summed over the entries in a mask.
 
     A normal whose scale is one number for all entries needs a sum of squares only, which takes a quarter of the passes

@@ -6,10 +6,11 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Normal, StudentT
+from torch.distributions import Bernoulli, Distribution, Normal
 
 from lightning_modules.distributions.banded import KLDivergence
 from lightning_modules.distributions.noise import normal_by_row
+from lightning_modules.distributions.student import StudentT4
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
@@ -118,7 +119,7 @@ class LatentPredictive:
         decode: latent sample -> p(x | z) over [batch, time, feature].
     """
 
-    def __init__(self, posterior: LatentPosterior, decode: Callable[[Tensor], Distribution]) -> None:
+    def __init__(self, posterior: LatentPosterior, decode: Callable[[Tensor], Distribution | StudentT4]) -> None:
         self.posterior, self.decode = posterior, decode
 
     @property
@@ -141,10 +142,8 @@ class LatentPredictive:
             noise = _noise(observation.mean, generator, rows, 2 * draw + 1)
             if isinstance(observation, Bernoulli):
                 draws.append((torch.special.ndtr(noise) < observation.probs).to(noise.dtype))
-            elif isinstance(observation, StudentT):
-                num = int(observation.df.flatten()[0])
-                chi2 = sum(torch.randn_like(noise).square() for _ in range(num))
-                draws.append(observation.loc + observation.scale * noise * (num / chi2).sqrt())
+            elif isinstance(observation, StudentT4):
+                draws.append(observation.transform(noise))
             else:
                 draws.append(observation.mean + observation.stddev * noise)
         return torch.stack(draws)

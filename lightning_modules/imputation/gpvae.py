@@ -7,14 +7,12 @@ mask. Departures: no value that is not finite is turned into 0 in silence (a cal
 arguments from ``mask_channel`` on, which the preset `plus` uses, are ours.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
-from torch.distributions import Distribution, StudentT
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from lightning_modules.distributions.banded import BandedGaussian
@@ -22,6 +20,7 @@ from lightning_modules.distributions.gaussian_process import GaussianProcessPrio
 from lightning_modules.distributions.kernels import KERNELS
 from lightning_modules.distributions.likelihood import masked_log_likelihood
 from lightning_modules.distributions.predictive import LatentPredictive, Likelihood, observation_distribution
+from lightning_modules.distributions.student import StudentT4
 from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.imputation.constant import linear_fill
 from lightning_modules.networks.adam import TensorFlowAdam
@@ -44,10 +43,12 @@ class GPVAE(Imputer):
         decoder_sizes: widths of the decoder's hidden layers.
         window: time steps that the encoder's convolution spans.
         kernel: covariance function of the prior.
-        length_scale: of the kernel, in units of time.
+        length_scale: of the kernel, in units of time; several: the latents share them evenly.
         kernel_variance: of the kernel.
         jitter: added to the prior covariance's diagonal.
-        precision_activation: makes the entries of U positive; "sigmoid" bounds them by one.
+        precision_activation: makes the entries of U positive; "sigmoid" bounds them by one; "contractive" makes the
+            off-diagonal ones a part, by a sigmoid, of the diagonal ones below them, so that a deviation shrinks from
+            each step to the next and no variance can grow without bound along the series.
         beta: weight of the KL divergence.
         learning_rate: of Adam.
         learning_rate_half_life: steps after which the rate is halved, again and again; None: constant.
@@ -59,14 +60,9 @@ class GPVAE(Imputer):
         learned_scale: learn the standard deviation of the Gaussian likelihood, instead of 1: that of each feature, or
             one for all pixels of a picture, many of which never change, so that their own would go to 0.
         encoder_fill: what the encoder sees where nothing is observed: "zero", as published, or "linear", a straight
-            line in time between the neighbouring observed values of the series' feature (not for pictures).
-        importance_samples: latent draws of a series behind its training objective; more than 1 gives the
-            importance-weighted bound.
-        signed: the off-diagonal entries of U, relative to the diagonal below them, are tanh of the encoder's output and
-            may take either sign.
-        free_bits: nats of the KL's mean part, for each latent and averaged over the batch, that cost nothing.
-        learned_length_scale: train the length scales.
-        weight_averaging: decay of an exponential moving average of the weights, with which the model is scored.
+            line in time between the feature's neighbouring observed values (not for pictures).
+        student_noise: Student's t with four degrees of freedom in place of the normal in the Gaussian likelihood: wild
+            values then do not widen the scale of all the others.
     """
 
     def __init__(
@@ -93,14 +89,16 @@ class GPVAE(Imputer):
         remasking: float = 0.0,
         learned_scale: bool = False,
         encoder_fill: Literal["zero", "linear"] = "zero",
-        importance_samples: int = 1,
-        signed: bool = False,
-        free_bits: float = 0.0,
-        learned_length_scale: bool = False,
-        weight_averaging: float | None = None,
-        degrees_of_freedom: int | None = None,
+        student_noise: bool = False,
     ) -> None:
         super().__init__()
+        scales = list(length_scale) if isinstance(length_scale, Sequence) else [length_scale]
+        if not 0 < len(scales) <= latent_dim:
+            raise ValueError(f"length_scale={scales}: give at least one, and at most as many as latents ({latent_dim})")
+        if encoder_fill == "linear" and image_shape:
+            raise ValueError("encoder_fill='linear' is for series without image_shape; leave it at 'zero' for pictures")
+        if student_noise and likelihood != "gaussian":
+            raise ValueError(f"student_noise=true needs likelihood='gaussian', not {likelihood!r}")
         if not 0 <= remasking <= 1:
             raise ValueError(f"remasking={remasking} must lie in [0, 1]: it is a fraction of the observed entries")
         self.save_hyperparameters()
@@ -113,37 +111,25 @@ class GPVAE(Imputer):
         self.encoder = temporal_encoder(in_features, encoder_sizes, 3 * latent_dim, window)
         self.decoder = mlp(latent_dim, decoder_sizes, num_features)
         self.log_scale = nn.Parameter(torch.zeros(1 if image_shape else num_features)) if learned_scale else None
-        self.activation = {"softplus": softplus, "sigmoid": torch.sigmoid, "contractive": softplus}[
-            precision_activation
-        ]
-        # Each latent has one of the length scales, equally many latents each.
-        scales = torch.as_tensor(length_scale, dtype=torch.float64).flatten()
-        self.scales = (
-            scales.repeat_interleave(-(-latent_dim // len(scales)))[:latent_dim] if len(scales) > 1 else scales
-        )
-        self.log_length_scale = nn.Parameter(self.scales.log().float()) if learned_length_scale else None
-        self.register_buffer("grid", torch.arange(num_steps, dtype=torch.float64), persistent=False)
-        self.prior = self.prior_at(self.grid)
+        self.length_scales = scales
+        # Which length scale each latent has; neighbours have the same one.
+        self.scale_index = torch.arange(latent_dim) * len(scales) // latent_dim
+        self.prior = self.prior_at(torch.arange(num_steps, dtype=torch.float64))
 
     def prior_at(self, times: Tensor, dtype: torch.dtype | None = None) -> GaussianProcessPrior:
-        """The prior over one latent series at the time stamps [..., time]."""
-        hparams = self.hparams
-        kernel = KERNELS[hparams.kernel]
-        scaled = [
-            kernel(times.double(), float(s), hparams.kernel_variance, hparams.jitter)
-            for s in self.scales.unique_consecutive()
+        """The prior over the latent series at the time stamps [..., time], [..., latent] or, if alike, [..., 1]."""
+        hparams, kernel = self.hparams, KERNELS[self.hparams.kernel]
+        covariances = [
+            kernel(times.double(), scale, hparams.kernel_variance, hparams.jitter) for scale in self.length_scales
         ]
-        if len(scaled) == 1:
-            return GaussianProcessPrior(scaled[0], dtype)
-        counts = self.scales.unique_consecutive(return_counts=True)[1]
-        kernels = torch.stack(scaled).repeat_interleave(counts, 0)  # [latent, T, T]
-        return GaussianProcessPrior(kernels, dtype)
+        index = self.scale_index if len(covariances) > 1 else None
+        return GaussianProcessPrior(torch.stack(covariances, dim=-3), dtype, index)
 
-    def encode(self, values: Tensor, observed_mask: Tensor) -> BandedGaussian:
-        """q(z | x) over [batch, latent, time]."""
-        mask = observed_mask if self.hparams.mask_channel else None
+    def encode(self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None) -> BandedGaussian:
+        """q(z | x) over [batch, latent, time]; the times matter to a linear fill only."""
         if self.hparams.encoder_fill == "linear":
-            values = linear_fill(values, observed_mask)
+            values = linear_fill(values, observed_mask, times)
+        mask = observed_mask if self.hparams.mask_channel else None
         if self.preprocessor is not None:
             values = self.preprocessor.forward_series(values, mask)
         elif mask is not None:
@@ -152,28 +138,24 @@ class GPVAE(Imputer):
         output = self.encoder(values).mT  # [batch, 3 latent, time]
         mean, precision = output.split([latent_dim, 2 * latent_dim], dim=1)
         # Channels 2j and 2j+1 hold the diagonal and the off-diagonal of latent j, as in the authors' code.
-        if self.hparams.signed:
-            diagonal, coupling = precision.unflatten(1, (latent_dim, 2)).unbind(2)
-            diagonal = 1 + self.activation(diagonal)
-            return BandedGaussian(mean, diagonal, torch.tanh(coupling[..., :-1]) * diagonal[..., 1:])
+        diagonal, off_diagonal = precision.unflatten(1, (latent_dim, 2)).unbind(2)
+        off_diagonal = off_diagonal[..., :-1]
         if self.hparams.precision_activation == "contractive":
-            diagonal, coupling = precision.unflatten(1, (latent_dim, 2)).unbind(2)
             diagonal = 1 + softplus(diagonal)
-            return BandedGaussian(mean, diagonal, torch.sigmoid(coupling[..., :-1]) * diagonal[..., 1:])
-        diagonal, off_diagonal = self.activation(precision).unflatten(1, (latent_dim, 2)).unbind(2)
-        return BandedGaussian(mean, 1 + diagonal, off_diagonal[..., :-1])
+            return BandedGaussian(mean, diagonal, torch.sigmoid(off_diagonal) * diagonal[..., 1:])
+        activation = softplus if self.hparams.precision_activation == "softplus" else torch.sigmoid
+        return BandedGaussian(mean, 1 + activation(diagonal), activation(off_diagonal))
 
-    def decode(self, latent: Tensor) -> Distribution:
+    def decode(self, latent: Tensor) -> Distribution | StudentT4:
         """p(x | z) over [batch, time, feature] for latents [batch, latent, time]."""
         scale = 1.0 if self.log_scale is None else self.log_scale.exp()
-        if self.hparams.degrees_of_freedom:
-            df = torch.full((), float(self.hparams.degrees_of_freedom), device=latent.device)
-            return StudentT(df, self.decoder(latent.mT), scale, validate_args=False)
+        if self.hparams.student_noise:
+            return StudentT4(self.decoder(latent.mT), scale)
         return observation_distribution(self.hparams.likelihood, self.decoder(latent.mT), scale)
 
     def forward(self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None) -> LatentPredictive:
-        """Predictive distribution. Time stamps shape the prior only, which an amortised posterior needs in training."""
-        return LatentPredictive(self.encode(values, observed_mask), self.decode)
+        """Predictive distribution. Time stamps shape the prior, which matters in training, and a linear fill."""
+        return LatentPredictive(self.encode(values, observed_mask, times), self.decode)
 
     def remask(self, observed_mask: Tensor) -> Tensor:
         """Hide a random fraction of each series' observed entries, [batch, time, feature]."""
@@ -186,56 +168,13 @@ class GPVAE(Imputer):
         if self.hparams.remasking:
             seen_mask = self.remask(seen_mask)
             values = values * seen_mask
-        posterior = self.encode(values, seen_mask)
-        if self.hparams.importance_samples > 1:
-            return self.importance_weighted(posterior, batch)
+        posterior = self.encode(values, seen_mask, batch.times)
         observation = self.decode(posterior.rsample())
         nll = -masked_log_likelihood(observation, batch.values, batch.observed_mask).mean()
-        prior = self.prior if batch.times is None else self.prior_at(batch.times[:, None], posterior.mean.dtype)
-        variance_parts, mean_parts = (part.mean(0) for part in posterior.kl_divergence(prior))  # [latent]
-        variance_part, mean_part = variance_parts.sum(), mean_parts.sum()
-        if self.log_length_scale is not None:
-            divergence = self.kl_with_learned_scales(posterior)
-        elif self.hparams.free_bits:
-            divergence = variance_part + mean_parts.clamp(min=self.hparams.free_bits).sum()
-        else:
-            divergence = variance_part + mean_part
-        loss = nll + self.hparams.beta * divergence
+        prior = self.prior if batch.times is None else self.prior_at(batch.times, posterior.mean.dtype)
+        variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(prior))
+        loss = nll + self.hparams.beta * (variance_part + mean_part)
         return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}
-
-    def kl_with_learned_scales(self, posterior: BandedGaussian) -> Tensor:
-        """Dense KL with gradients into the length scales."""
-        hparams = self.hparams
-        distance = (self.grid[:, None] - self.grid).abs() / self.log_length_scale.double().exp()[:, None, None]
-        eye = torch.eye(len(self.grid), dtype=torch.float64, device=self.device)
-        kernel = hparams.kernel_variance / (1 + distance.square()) + hparams.jitter * eye  # [scale, T, T]
-        factor = torch.linalg.cholesky(kernel)
-        whitening = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).float()
-        sample = posterior.rsample()
-        whitened = (whitening @ sample[..., None]).squeeze(-1)  # [batch, latent, T]
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).float()
-        log_prior = -0.5 * (whitened.square().sum(-1) + log_det + len(self.grid) * math.log(2 * math.pi))
-        return (posterior.log_prob(sample) - log_prior).sum(1).mean()
-
-    def importance_weighted(self, posterior: BandedGaussian, batch: SeriesBatch) -> dict[str, Tensor]:
-        """Importance-weighted bound of Burda et al. (2016), the divergence weighted by beta."""
-        log_weights, nlls = [], []
-        for _ in range(self.hparams.importance_samples):
-            latent = posterior.rsample()
-            log_likelihood = masked_log_likelihood(self.decode(latent), batch.values, batch.observed_mask)
-            divergence = (posterior.log_prob(latent) - self.prior.log_prob(latent)).sum(1)
-            log_weights.append(log_likelihood - self.hparams.beta * divergence)
-            nlls.append(-log_likelihood.mean())
-        loss = -(torch.stack(log_weights).logsumexp(0) - math.log(len(log_weights))).mean()
-        with torch.no_grad():
-            variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(self.prior))
-        nll = torch.stack(nlls).mean()
-        return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}
-
-    def configure_callbacks(self) -> list:
-        """Averages the weights where asked for."""
-        decay = self.hparams.weight_averaging
-        return [EMAWeightAveraging(decay=decay, use_buffers=False)] if decay else []
 
     def training_step(self, batch: SeriesBatch, batch_index: int) -> Tensor:
         """One step of the negative ELBO."""

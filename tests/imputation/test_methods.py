@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from scipy.stats import kstest, norm
+from scipy.stats import t as t_distribution
 from torch import Tensor
 
 from experiments.build import build_module
@@ -109,13 +111,26 @@ def test_constant_refuses_an_unknown_rule():
 def tiny_gpvae(**arguments):
     torch.manual_seed(0)
     sizes = {"latent_dim": 4, "encoder_sizes": [6, 5], "decoder_sizes": [8], "window": 3}
-    return GPVAE(num_features=3, num_steps=7, length_scale=1.5, beta=0.7, **(sizes | arguments)).double()
+    defaults = {"num_features": 3, "num_steps": 7, "length_scale": 1.5, "beta": 0.7}
+    return GPVAE(**(defaults | sizes | arguments)).double()
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_gpvae_loss_equals_the_dense_formula(likelihood):
+PLUS = {
+    "length_scale": [1.5, 4.0, 9.0],
+    "precision_activation": "contractive",
+    "encoder_fill": "linear",
+    "student_noise": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "arguments"),
+    [("gaussian", {}), ("bernoulli", {}), ("gaussian", PLUS)],
+    ids=["gaussian", "bernoulli", "plus"],
+)
+def test_gpvae_loss_equals_the_dense_formula(likelihood, arguments):
     """The encoder's raw channels, put into dense matrices by the definition, give the same loss."""
-    module = tiny_gpvae(likelihood=likelihood)
+    module = tiny_gpvae(likelihood=likelihood, **arguments)
     batch = series(1, binary=likelihood == "bernoulli")
     batch = batch._replace(values=batch.values.double(), target=batch.target.double())
     num_latent, num_steps = 4, 7
@@ -124,16 +139,24 @@ def test_gpvae_loss_equals_the_dense_formula(likelihood):
     torch.manual_seed(3)
     terms = module.loss(batch)
 
-    raw = module.encoder(batch.values).detach().numpy()  # [batch, time, 3 latent]
-    prior = cauchy(torch.arange(7.0, dtype=torch.float64), 1.5, 1.0, 1e-3).numpy()
+    seen = batch.values.numpy().copy()
+    if arguments:
+        mask = batch.observed_mask.numpy()
+        for b, v in np.argwhere(mask.any(1)):  # np.interp keeps the outermost values beyond them, too
+            seen[b, :, v] = np.interp(np.arange(7), np.flatnonzero(mask[b, :, v]), seen[b, mask[b, :, v], v])
+    raw = module.encoder(torch.from_numpy(seen)).detach().numpy()  # [batch, time, 3 latent]
+    scales = [1.5, 1.5, 4.0, 9.0] if arguments else [1.5] * 4
+    priors = [cauchy(torch.arange(7.0, dtype=torch.float64), scale, 1.0, 1e-3).numpy() for scale in scales]
     kl, latent = np.zeros(5), np.zeros((5, num_steps, num_latent))
     for b in range(5):
         for j in range(num_latent):
             factor = np.zeros((num_steps, num_steps))
             for t in range(num_steps):
                 factor[t, t] = 1 + np.log1p(np.exp(raw[b, t, num_latent + 2 * j]))
-                if t + 1 < num_steps:
-                    factor[t, t + 1] = np.log1p(np.exp(raw[b, t, num_latent + 2 * j + 1]))
+            for t in range(num_steps - 1):
+                coupling = raw[b, t, num_latent + 2 * j + 1]
+                factor[t, t + 1] = expit(coupling) * factor[t + 1, t + 1] if arguments else np.log1p(np.exp(coupling))
+            prior = priors[j]
             covariance = np.linalg.inv(factor @ factor.T)
             mean = raw[b, :, j]
             kl[b] += 0.5 * (
@@ -144,7 +167,7 @@ def test_gpvae_loss_equals_the_dense_formula(likelihood):
     output = module.decoder(torch.from_numpy(latent)).detach().numpy()
     values, mask = batch.values.numpy(), batch.observed_mask.numpy()
     if likelihood == "gaussian":
-        log_prob = norm.logpdf(values, loc=output)
+        log_prob = t_distribution(4).logpdf(values - output) if arguments else norm.logpdf(values, loc=output)
     else:
         log_prob = -np.logaddexp(0, np.where(values == 1, -output, output))
     nll = -(log_prob * mask).sum((1, 2))
@@ -153,11 +176,26 @@ def test_gpvae_loss_equals_the_dense_formula(likelihood):
     np.testing.assert_allclose(terms["loss"].item(), (nll + 0.7 * kl).mean(), rtol=1e-5)
 
 
-def test_irregular_times_shape_the_prior():
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length_scale": [1.0, 2.0, 3.0, 4.0, 5.0]}, r"at most as many as latents \(4\)"),
+        ({"length_scale": []}, r"length_scale=\[\]: give at least one"),
+        ({"encoder_fill": "linear", "image_shape": [1, 3]}, "for series without image_shape"),
+        ({"student_noise": True, "likelihood": "bernoulli"}, "needs likelihood='gaussian', not 'bernoulli'"),
+    ],
+)
+def test_gpvae_refuses_arguments_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_gpvae(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, PLUS], ids=["paper", "plus"])
+def test_irregular_times_shape_the_prior(arguments):
     regular = torch.arange(7.0).expand(5, 7)
     batch = series(2)
     batch = batch._replace(values=batch.values.double())
-    module = tiny_gpvae()
+    module = tiny_gpvae(**arguments)
 
     def loss(times):
         torch.manual_seed(0)
