@@ -245,7 +245,9 @@ def test_vae_losses_differ_only_in_the_entries_they_score(method):
     np.testing.assert_allclose(terms["loss"].item(), terms["nll"].item() + 0.3 * kl, rtol=1e-6)
 
 
-@pytest.mark.parametrize("module", [tiny_gpvae(), VAE(3, latent_dim=2).double()], ids=["gpvae", "vae"])
+@pytest.mark.parametrize(
+    "module", [tiny_gpvae(), tiny_gpvae(**PLUS), VAE(3, latent_dim=2).double()], ids=["gpvae", "plus", "vae"]
+)
 def test_the_predictive_contract(module):
     batch = series(8)
     values = batch.values.double()
