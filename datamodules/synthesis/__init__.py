@@ -1,0 +1,1 @@
+"""Tables of numerical and categorical columns with a target."""
