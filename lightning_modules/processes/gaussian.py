@@ -6,8 +6,12 @@ first ones of the data, such as [batch] (or [1] for one step of all). Coefficien
 1 - alphas_cumprod cancels at the first steps, and then take the type of the data.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
+
+ReverseVariance = Literal["large", "small", "zero"]
 
 
 def q_sample(start: Tensor, noise: Tensor, alphas_cumprod: Tensor, step: Tensor) -> Tensor:
@@ -57,6 +61,51 @@ def posterior_mean_variance(
     from_noisy = alpha.sqrt() * (1 - signal_before) / (1 - signal)
     mean = _like(from_start, start) * start + _like(from_noisy, noisy) * noisy
     return mean, _like((1 - alpha) * (1 - signal_before) / (1 - signal), start)
+
+
+def reverse_coefficients(alphas_cumprod: Tensor, variance: ReverseVariance) -> Tensor:
+    """What a reverse step takes of x_t, of the predicted noise and of new noise: every sampler is linear in the three.
+
+    With the posterior's variance this is equation 11 of Ho et al., with none the DDIM of Song, Meng, Ermon (Denoising
+    Diffusion Implicit Models, ICLR 2021, equation 12 with sigma = 0). For fewer steps than in training, give a part
+    of alphas_cumprod, ``alphas_cumprod[schedules.strided_steps(num_steps, count)]`` (Nichol and Dhariwal, 2021,
+    section 4): the coefficients are those of the process that makes these steps only.
+
+    Args:
+        alphas_cumprod: [num_steps] float64, or an ascending part of its entries.
+        variance: of the new noise: "large" is beta_t; "small" is the variance of q(x_{t-1} | x_t, x_0); "zero" is none,
+            where the predicted noise is kept instead of replaced. The last step, t = 0, adds none in any case.
+
+    Returns:
+        [num_steps, 3] float64: factors of x_t, of the predicted noise, and of standard normal noise.
+
+    Raises:
+        ValueError: ``variance`` is another word.
+    """
+    if variance not in get_args(ReverseVariance):
+        raise ValueError(f"variance={variance!r}: choose one of {', '.join(get_args(ReverseVariance))}")
+    before = torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+    alpha = alphas_cumprod / before
+    small = (1 - alpha) * (1 - before) / (1 - alphas_cumprod)
+    replaced = torch.zeros_like(small) if variance == "zero" else small
+    # x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - replaced) predicted noise + new noise, x_0 as predicted.
+    from_predicted = (1 - before - replaced).sqrt() - ((1 - alphas_cumprod) / alpha).sqrt()
+    added = (1 - alpha) * (before < 1) if variance == "large" else replaced
+    return torch.stack([alpha.rsqrt(), from_predicted, added.sqrt()], dim=-1)
+
+
+def reverse_step(noisy: Tensor, predicted: Tensor, noise: Tensor, coefficients: Tensor, step: Tensor) -> Tensor:
+    """x_{t-1}, from x_t and the noise that a network sees in it.
+
+    Args:
+        noisy: x_t, any shape.
+        predicted: the noise in it, as a network predicts it, of the same shape.
+        noise: standard normal, of the same shape.
+        coefficients: [num_steps, 3] float64 of `reverse_coefficients`.
+        step: t.
+    """
+    from_noisy, from_predicted, from_noise = (_like(part, noisy) for part in coefficients[step].unbind(-1))
+    return from_noisy * noisy + from_predicted * predicted + from_noise * noise
 
 
 def _like(coefficient: Tensor, data: Tensor) -> Tensor:

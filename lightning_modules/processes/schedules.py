@@ -28,6 +28,25 @@ def linear(num_steps: int, beta_start: float, beta_end: float) -> Tensor:
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
 
 
+def scaled_linear(num_steps: int) -> Tensor:
+    """The linear schedule of 1,000 steps from 1e-4 to 0.02, its betas times 1000 / num_steps for another number.
+
+    So all numbers of steps end at about the same noise (Nichol and Dhariwal's code, and TabDDPM's).
+
+    Args:
+        num_steps: steps of the process, more than 20.
+
+    Returns:
+        [num_steps] float64.
+
+    Raises:
+        ValueError: ``num_steps`` is 20 or less, for which the last beta would be 1 or more.
+    """
+    if num_steps <= 20:
+        raise ValueError(f"num_steps={num_steps}: the scaled linear schedule needs more than 20; choose cosine instead")
+    return linear(num_steps, 0.1 / num_steps, 20 / num_steps)
+
+
 def quadratic(num_steps: int, beta_start: float, beta_end: float) -> Tensor:
     """Betas whose square roots go in equal steps from start to end, as in CSDI (Tashiro et al., NeurIPS 2021).
 
@@ -64,6 +83,29 @@ def cosine(num_steps: int, offset: float = 0.008, largest_beta: float = 0.999) -
 def alphas_cumprod(betas: Tensor) -> Tensor:
     """Product of 1 - beta up to each step: the part of the variance of x_t that is signal; float64, the same shape."""
     return torch.cumprod(1 - betas.double(), dim=0)
+
+
+def strided_steps(num_steps: int, count: int) -> Tensor:
+    """Steps for a sampler that makes fewer than there are: evenly spaced, rounded, with the first and the last one.
+
+    With steps = strided_steps(num_steps, count), ``alphas_cumprod[steps]`` is the schedule of the process that makes
+    these steps only, and a network is told step ``steps[i]`` at its step i (Nichol and Dhariwal, 2021, section 4).
+
+    Args:
+        num_steps: steps of the whole process.
+        count: how many of them, in 1..num_steps; a single one is the last.
+
+    Returns:
+        [count] int64, ascending.
+
+    Raises:
+        ValueError: ``count`` is out of range.
+    """
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"count={count}: choose between 1 and all num_steps={num_steps} steps")
+    if count == 1:
+        return torch.tensor([num_steps - 1])
+    return torch.linspace(0, num_steps - 1, count, dtype=torch.float64).round().long()
 
 
 def _check(num_steps: int, beta_start: float, beta_end: float) -> None:

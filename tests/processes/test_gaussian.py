@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.processes.gaussian import posterior_mean_variance, predict_start_from_noise, q_sample
-from lightning_modules.processes.schedules import alphas_cumprod, cosine, linear, quadratic
+from lightning_modules.processes.gaussian import (
+    posterior_mean_variance,
+    predict_start_from_noise,
+    q_sample,
+    reverse_coefficients,
+    reverse_step,
+)
+from lightning_modules.processes.schedules import alphas_cumprod, cosine, linear, quadratic, strided_steps
 
 BETAS = [quadratic(50, 1e-4, 0.5), linear(20, 0.01, 0.3), cosine(30)]
 
@@ -100,3 +106,58 @@ def test_a_step_of_all_and_a_step_of_each():
     torch.testing.assert_close(
         posterior_mean_variance(start, noise, table, each)[0], posterior_mean_variance(start, noise, table, every)[0]
     )
+
+
+TABLES = [*map(alphas_cumprod, BETAS), alphas_cumprod(cosine(1000))[strided_steps(1000, 12)]]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_reverse_steps_are_the_posterior_of_the_predicted_start(table):
+    torch.manual_seed(3)
+    steps = torch.arange(len(table))
+    noisy, predicted, noise = torch.randn(3, len(table), 4, 2, dtype=torch.float64).unbind()
+    start = predict_start_from_noise(noisy, predicted, table, steps)
+    mean, variance = posterior_mean_variance(start, noisy, table, steps)
+    signal = table.numpy()
+    beta = torch.from_numpy(1 - signal[1:] / signal[:-1])[:, None, None]
+    for kind, added in (("small", variance[1:]), ("large", beta)):
+        step = reverse_step(noisy, predicted, noise, reverse_coefficients(table, kind), steps)
+        torch.testing.assert_close(step[0], start[0], rtol=1e-9, atol=1e-9)  # t = 0 adds no noise
+        torch.testing.assert_close(step[1:], mean[1:] + added.sqrt() * noise[1:], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_without_noise_a_reverse_step_undoes_a_forward_one(table):
+    """If the predicted noise is the true one, x_{t-1} has the same start and the same noise (DDIM)."""
+    torch.manual_seed(4)
+    steps = torch.arange(1, len(table))
+    start, noise, unused = torch.randn(3, len(steps), 5, dtype=torch.float64).unbind()
+    noisy = q_sample(start, noise, table, steps)
+    coefficients = reverse_coefficients(table, "zero")
+    before = reverse_step(noisy, noise, unused, coefficients, steps)
+    torch.testing.assert_close(before, q_sample(start, noise, table, steps - 1), rtol=1e-7, atol=1e-7)
+    first = torch.zeros_like(steps)
+    noisy = q_sample(start, noise, table, first)
+    torch.testing.assert_close(reverse_step(noisy, noise, unused, coefficients, first), start, rtol=1e-9, atol=1e-9)
+    assert reverse_step(noisy.float(), noise.float(), unused.float(), coefficients, first).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+@pytest.mark.parametrize(("kind", "count", "tolerance"), [
+    ("large", 1000, 0.02), ("small", 1000, 0.02), ("zero", 1000, 0.02), ("zero", 100, 0.05), ("small", 100, 0.1),
+])  # fmt: skip
+def test_normal_data_come_out_of_the_sampler_with_their_variance(kind, count, tolerance, scale):
+    """With the noise that is best predicted for normal data, all steps are linear: their variance is a recursion."""
+    table = alphas_cumprod(cosine(1000))[strided_steps(1000, count)]
+    variance = 1.0
+    for signal, (a, b, c) in reversed(
+        list(zip(table.tolist(), reverse_coefficients(table, kind).tolist(), strict=True))
+    ):
+        predicted = np.sqrt(1 - signal) / (signal * scale**2 + 1 - signal)  # E[noise | x_t] / x_t
+        variance = (a + b * predicted) ** 2 * variance + c**2
+    assert np.sqrt(variance) == pytest.approx(scale, rel=tolerance)
+
+
+def test_another_reverse_variance_is_refused():
+    with pytest.raises(ValueError, match="variance='medium': choose one of large, small, zero"):
+        reverse_coefficients(TABLES[0], "medium")

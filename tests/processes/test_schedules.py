@@ -1,5 +1,7 @@
 """Schedules against their closed forms in numpy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +57,38 @@ def test_bad_arguments_are_named(schedule, arguments, message):
 def test_bad_arguments_of_the_cosine_are_named(arguments):
     with pytest.raises(ValueError, match="a cosine schedule needs"):
         schedules.cosine(*arguments)
+
+
+def test_scaled_linear_schedule():
+    np.testing.assert_allclose(schedules.scaled_linear(1000), schedules.linear(1000, 1e-4, 0.02), rtol=1e-12)
+    betas = schedules.scaled_linear(100)
+    np.testing.assert_allclose(betas, 1e-3 + (0.2 - 1e-3) * np.arange(100) / 99, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"num_steps=20: .* choose cosine"):
+        schedules.scaled_linear(20)
+    assert schedules.scaled_linear(21)[-1] < 1
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 100, 1000])
+def test_strided_steps(num_steps):
+    assert schedules.strided_steps(num_steps, num_steps).tolist() == list(range(num_steps))
+    assert schedules.strided_steps(num_steps, 1).tolist() == [num_steps - 1]
+    for count in {2, 7, 50, 99} & set(range(num_steps)):
+        steps = schedules.strided_steps(num_steps, count)
+        assert steps.dtype == torch.int64
+        assert len(steps) == count
+        assert (steps[0], steps[-1]) == (0, num_steps - 1)
+        stride = (num_steps - 1) / (count - 1)
+        np.testing.assert_allclose(steps, stride * np.arange(count), atol=0.5 + 1e-9)
+    for count in (0, num_steps + 1):
+        with pytest.raises(ValueError, match=f"count={count}: choose between 1 and all num_steps={num_steps}"):
+            schedules.strided_steps(num_steps, count)
+
+
+def test_some_steps_of_a_process_are_a_process():
+    """The betas of the strided process, as products of the alphas between its steps."""
+    betas = schedules.cosine(100)
+    steps = schedules.strided_steps(100, 10)
+    table = schedules.alphas_cumprod(betas)[steps].numpy()
+    edges = [0, *(steps + 1).tolist()]
+    expected = [np.prod(1 - betas[a:b].numpy()) for a, b in pairwise(edges)]
+    np.testing.assert_allclose(table / np.concatenate([[1.0], table[:-1]]), expected, rtol=1e-12)
