@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from datamodules.imputation.frames import MISSING
 from experiments.config import compose, experiments
@@ -280,8 +281,9 @@ def test_samples_become_spreads_and_ordered_quantiles(runs, tmp_path):
         assert (spread[~known] > 0).all()
         assert (low < middle)[~known].all()
         assert (middle < high)[~known].all()
-        # Normal observations around a latent that hardly varies: the quantiles are where the spread says they are.
-        np.testing.assert_allclose(((high - low) / spread)[~known].mean(), 2 * 1.645, rtol=0.05)
+        # Student's noise around a latent that hardly varies: the quantiles are where the spread says they are.
+        expected = 2 * t(4).ppf(0.95) / t(4).std()
+        np.testing.assert_allclose(((high - low) / spread)[~known].mean(), expected, rtol=0.05)
         np.testing.assert_allclose(((text[name].astype(float) - middle) / spread)[~known].mean(), 0, atol=0.3)
     plain = tmp_path / "plain.csv"
     assert command(runs["gpvae_csv"], tmp_path / "table.csv", plain) == 0
