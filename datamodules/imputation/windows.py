@@ -11,6 +11,7 @@ from torch import Tensor
 from datamodules.imputation.batch import SeriesBatch
 from datamodules.imputation.frames import TableError
 from datamodules.imputation.tables import Series, Table, TableFormat
+from datamodules.state import check_format_version
 
 FORMAT_VERSION = 1  # of `Preparation.state_dict`
 REGULAR = 1e-4  # steps by which a stamp may depart from the regular grid and still count as on it
@@ -130,11 +131,7 @@ class Preparation:
         Raises:
             ValueError: it was written by another version of the program.
         """
-        if state["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"the run keeps its table's facts in format {state['format_version']}, this program reads format "
-                f"{FORMAT_VERSION}: run it again"
-            )
+        check_format_version(state, FORMAT_VERSION)
         mean, deviation = state["mean"].numpy(), state["standard_deviation"].numpy()
         others = {name: state[name] for name in ("time_step", "num_steps", "stride")}
         return cls(TableFormat(**state["form"]), mean, deviation, **others)

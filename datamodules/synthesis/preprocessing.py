@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from datamodules.state import check_format_version
 from datamodules.synthesis.categorical import CategoricalEncoder
 from datamodules.synthesis.numerical import (
     AffineTransform,
@@ -259,11 +260,7 @@ class TableTransform:
         Raises:
             ValueError: it was written by another version of the program.
         """
-        if state["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"the run keeps its table's facts in format {state['format_version']}, this program reads format "
-                f"{FORMAT_VERSION}: run it again"
-            )
+        check_format_version(state, FORMAT_VERSION)
         return cls(
             task=state["task"],
             numerical=(QuantileTransform if "quantiles" in state["numerical"] else AffineTransform).from_state(

@@ -3,8 +3,9 @@
 Fortuin, Baranchuk, Rätsch, Mandt: GP-VAE, Deep Probabilistic Time Series Imputation, AISTATS 2020. The defaults follow
 the authors' published code where it differs from the paper: the posterior's precision is U U^T with U upper bidiagonal,
 its off-diagonal entries are forced positive and its diagonal above one, and missing entries enter as zeros without a
-mask. Departures: no value that is not finite is turned into 0 in silence (a callback stops the run instead), and the
-arguments from ``mask_channel`` on, which the preset `plus` uses, are ours.
+mask. Departures: no value that is not finite is turned into 0 in silence (a callback stops the run instead). Ours, and
+used by the preset `plus`, are the arguments from ``mask_channel`` on, several length scales, and the contractive form
+of the posterior.
 """
 
 from collections.abc import Sequence
