@@ -145,12 +145,7 @@ def _download(source: Source, target: Path, remedy: str) -> Path:
                 pooch.HTTPDownloader(timeout=60)(address, str(unfinished), None)
                 if member:
                     _keep_member(unfinished, member)
-            except (
-                RequestException,
-                zipfile.BadZipFile,
-                tarfile.TarError,
-                KeyError,
-            ) as error:  # before OSError, of which it is a subclass
+            except (RequestException, *NOT_THE_ARCHIVE) as error:  # before OSError, of which the first is a subclass
                 failures.append(f"{url}: {error}")
                 continue
             found = file_sha256(unfinished)
