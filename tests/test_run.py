@@ -420,7 +420,7 @@ def test_data_that_cannot_be_had_are_one_line(tmp_path, capsys, monkeypatch):
     run(tmp_path, "mean_physionet", status=2)
     told, error = capsys.readouterr().err.splitlines()
     assert told.startswith("started mean_physionet in ")
-    assert error.startswith("error: set-a.tar.gz: GENPRED_MIRROR names")
+    assert error.startswith("error: physionet2012/set-a.tar.gz: GENPRED_MIRROR names")
 
 
 def test_results_are_whole_or_absent(finished, tmp_path, monkeypatch):
