@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -74,10 +75,10 @@ def preset_cases():
                 yield name, preset
 
 
-# Every method on the data that are quickest to make; the rest with -m slow.
-QUICK = ("digits", "physionet")
+# Every method on the data that are quickest to make, the simple fills on one of them; the rest with -m slow.
+QUICK = re.compile(r".*_physionet|(?!last|next|median|linear).*_digits")
 CASES = [
-    pytest.param(name, preset, id=f"{name}-{preset}", marks=() if name.endswith(QUICK) else pytest.mark.slow)
+    pytest.param(name, preset, id=f"{name}-{preset}", marks=() if QUICK.fullmatch(name) else pytest.mark.slow)
     for name, preset in preset_cases()
 ]
 

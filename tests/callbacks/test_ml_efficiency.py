@@ -205,6 +205,7 @@ def test_tables_of_one_kind_of_columns():
             assert 0.6 < efficiency.mean["test/f1"] < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluator", EVALUATORS)
 def test_parallel_equals_serial_and_scores_are_by_table_and_seed(evaluator):
     data = tables(num_rows=90)
