@@ -157,7 +157,12 @@ class ResumableDataModule(LightningDataModule):
 
     A subclass saves the hyper-parameters `batch_size`, `evaluation_batch_size`, `num_workers` and `seed`. The Trainer
     must be built with `use_distributed_sampler=False`, since the loaders share the rows out themselves.
+
+    Attributes:
+        comparable: whether published figures say something of these rows; False for a substitute.
     """
+
+    comparable = True
 
     @property
     def rank(self) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import filelock
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
 from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint
@@ -32,11 +33,14 @@ from callbacks.imputation_metrics import ImputationMetrics
 from callbacks.progress import progress_bars
 from callbacks.results import RunStatistics, read_json, write_json_atomically
 from callbacks.rng import RandomState
+from callbacks.synthesis_figures import SynthesisFigure
+from callbacks.synthesis_metrics import SynthesisMetrics
+from callbacks.synthetic_table import SyntheticTable
 from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class
 from experiments.report import print_run, published_figures
 
 log = logging.getLogger("genpred")
-METRICS = {"imputation": ImputationMetrics}
+METRICS = {"imputation": ImputationMetrics, "synthesis": SynthesisMetrics}
 
 
 class RunError(RuntimeError):
@@ -175,13 +179,12 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
     if not dry_run:
-        draws = data.evaluation_arguments.get("samples", 0)
-        callbacks.append(ImputationFigure(folder / "figures", experiment.method, num_draws=draws))
+        callbacks += _outputs(data, experiment, folder)
         callbacks += checkpoint_callbacks(checkpoints, **config["checkpoint"])
     logger = None if dry_run else _logger(experiment, folder)
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
-    if any(parameter.requires_grad for parameter in module.parameters()):
+    if is_trained(module):
         resumed = None if dry_run else latest_checkpoint(checkpoints)
         if resumed:
             log.info("continuing from %s", resumed)
@@ -189,6 +192,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     by_variable = _by_variable(metrics.by_feature, data.variables) if hasattr(data, "variables") else {}
+    published = published_figures(experiment.name) if data.comparable else {}
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
     results = {
         "experiment": experiment.name,
@@ -199,7 +203,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "seed": config["seed"],
         "metrics": scores,
         "validation": validation,
-        "published": {key: value for key, value in published_figures(experiment.name).items() if key in scores},
+        "published": {key: value for key, value in published.items() if key in scores},
         "baselines": baselines,
         "variables": by_variable,
         **statistics.statistics,
@@ -207,6 +211,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "config_sha256": config_hash(experiment.identity),
         "data_sha256": data.data_sha256,
         "data_variant": data.data_variant,
+        "comparable": data.comparable,
         "versions": _versions(),
         "device": _device(trainer),
         "world_size": trainer.world_size,
@@ -230,9 +235,25 @@ def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict
     }
 
 
+def is_trained(module: L.LightningModule) -> bool:
+    """Whether a method is trained; others are ready when they have seen their table, or at once."""
+    return is_overridden("training_step", module, L.LightningModule)
+
+
 def _metrics(data: L.LightningDataModule, dry_run: bool) -> L.Callback:
     """The task's metrics; one batch need not hold all the classes that a classifier wants."""
-    return METRICS[data.task](**data.evaluation_arguments | ({"classifier": None} if dry_run else {}))
+    arguments = data.evaluation_arguments
+    if dry_run and "classifier" in arguments:
+        arguments["classifier"] = None
+    return METRICS[data.task](**arguments)
+
+
+def _outputs(data: L.LightningDataModule, experiment: Experiment, folder: Path) -> list[L.Callback]:
+    """What the task leaves in the run's folder beside its figures of merit."""
+    if data.task == "synthesis":
+        return [SyntheticTable(folder / "synthetic.csv"), SynthesisFigure(folder / "figures")]
+    draws = data.evaluation_arguments.get("samples", 0)
+    return [ImputationFigure(folder / "figures", experiment.method, num_draws=draws)]
 
 
 def _trainer(
@@ -263,7 +284,7 @@ def _score_baseline(
     overrides = [f"data.{key}={json.dumps(value)}" for key, value in same_data.items()]
     baseline = compose(f"{name}_{experiment.dataset}", overrides)
     module = build_module(baseline)
-    if any(parameter.requires_grad for parameter in module.parameters()):
+    if is_trained(module):
         raise ConfigError(f"baselines: {name} needs training; run {baseline.name} on its own")
     metrics = _metrics(data, dry_run)
     trainer = _trainer(experiment.config["trainer"], folder, None, [metrics], dry_run)
@@ -336,7 +357,7 @@ def _quieten() -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn")
+    names = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn", "pandas", "catboost")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 

@@ -88,13 +88,25 @@ def _origin(path: Path) -> str:
 def experiments() -> dict[str, list[str]]:
     """Names of all experiments by task; reads file names and two lines of each, nothing else."""
     methods = [(path.stem, _task(path)) for path in sorted((ROOT / "methods").glob("*.yaml"))]
-    datasets = [(path.stem, _task(path)) for path in sorted((ROOT / "datasets").glob("*.yaml"))]
+    datasets = [(_dataset(path), _task(path)) for path in sorted((ROOT / "datasets").glob("*.yaml"))]
     names: dict[str, list[str]] = {}
     for method, task in methods:
         left_out = _not_for(method)
         fit = [dataset for dataset, its_task in datasets if its_task == task and dataset not in left_out]
         names.setdefault(task, []).extend(f"{method}_{dataset}" for dataset in fit)
     return names
+
+
+def _dataset(path: Path) -> str:
+    """Name of a data set from its file's; that of a second task is ``<dataset>.<task>.yaml``."""
+    return path.name.split(".")[0]
+
+
+def _dataset_path(method: str, dataset: str) -> Path | None:
+    """The file of a data set for the task of a method."""
+    task = _task(ROOT / "methods" / f"{method}.yaml")
+    paths = [path for path in (ROOT / "datasets").glob(f"{dataset}.*yaml") if _task(path) == task]
+    return paths[0] if paths else None
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -113,7 +125,7 @@ def split_name(name: str) -> tuple[str, str]:
         raise ConfigError(f"experiment '{name}' does not exist.{nearest(name, known)}")
     for cut in (match.start() for match in re.finditer("_", name)):
         method, dataset = name[:cut], name[cut + 1 :]
-        if (ROOT / "methods" / f"{method}.yaml").exists() and (ROOT / "datasets" / f"{dataset}.yaml").exists():
+        if (ROOT / "methods" / f"{method}.yaml").exists() and _dataset_path(method, dataset) is not None:
             return method, dataset
     raise AssertionError(name)
 
@@ -253,7 +265,7 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     paths = [
         ROOT / "defaults.yaml",
         ROOT / "methods" / f"{method}.yaml",
-        ROOT / "datasets" / f"{dataset}.yaml",
+        _dataset_path(method, dataset),
         ROOT / "tuned" / f"{name}.yaml",
     ]
     layers = [(_origin(path), _read(path)) for path in paths]

@@ -36,9 +36,10 @@ def run_table(results: dict[str, Any]) -> Table:
     for key, metric in METRICS.items():
         if key in results["metrics"]:
             published = results["published"].get(key)
+            spread = results["metrics"].get(f"{key}_std") if f"{key}_std" not in METRICS else None
             table.add_row(
                 f"{metric.title} {metric.arrow}".rstrip(),
-                f"{results['metrics'][key]:.4f}",
+                f"{results['metrics'][key]:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
                 str(Figure(published["mean"], published["std"])) if published else DASH,
                 *(f"{each[key]:.4f}" if key in each else DASH for each in results["baselines"].values()),
             )

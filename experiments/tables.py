@@ -4,7 +4,8 @@ A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a da
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
 variant), the published ``figures`` and their ``source`` (``sources`` holds those of experiments with another), the
 ``sweep`` that makes the runs, and ``overrides`` that all of them share. A row shows the runs of its own variant and no
-others.
+others. With ``spread``, which says of what, the standard deviations are those within runs and not over seeds; a
+``transposed`` table is printed with its rows as columns.
 """
 
 import json
@@ -12,7 +13,7 @@ import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,6 +64,24 @@ METRICS = {
     "test/auroc_standardised": Metric("standardised AUROC", "max"),
     "test/auprc_standardised": Metric("standardised AUPRC", "max"),
     "test/auroc_std": Metric("bootstrap SD", None),
+    "test/r2_catboost": Metric("R2, CatBoost", "max"),
+    "test/f1_catboost": Metric("macro F1, CatBoost", "max"),
+    "test/roc_auc_catboost": Metric("AUROC, CatBoost", "max"),
+    "test/rmse_catboost": Metric("RMSE, CatBoost", "min"),
+    "test/r2_mlp": Metric("R2, MLP", "max"),
+    "test/f1_mlp": Metric("macro F1, MLP", "max"),
+    "test/roc_auc_mlp": Metric("AUROC, MLP", "max"),
+    "test/rmse_mlp": Metric("RMSE, MLP", "min"),
+    "test/dcr": Metric("DCR, mean", None),
+    "test/dcr_median": Metric("DCR, median", None),
+    "test/closer_to_train": Metric("closer to train than to held-out rows", 0.5),
+    "quality/column_shapes": Metric("column shapes", "max"),
+    "quality/pair_trends": Metric("pair trends", "max"),
+    "quality/detection_logistic": Metric("detection, logistic", "max"),
+    "quality/detection_trees": Metric("detection, trees", "max"),
+    "quality/alpha_precision": Metric("alpha-precision", "max"),
+    "quality/beta_recall": Metric("beta-recall", "max"),
+    "quality/authenticity": Metric("authenticity", "max"),
 }
 
 
@@ -170,8 +189,9 @@ class Row:
         return " ".join([self.method, *(f"{key}={value}" for key, value in self.overrides.items())])
 
     def runs(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
-        """Its results on a data set, one for each seed."""
-        return runs.get((f"{self.method}_{dataset}", self.variant), [])
+        """Its results on a data set, one for each seed; those on a substitute for it are left out."""
+        found = runs.get((f"{self.method}_{dataset}", self.variant), [])
+        return [each for each in found if each.get("comparable", True)]
 
 
 def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
@@ -229,7 +249,7 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
         rows += _other_rows(table, rows, runs)
     headings, columns = [Column("method")], [[Cell(row.title) for row in rows]]
     for column in table["columns"]:
-        heading, column_cells = _column(column, rows, table["figures"], runs)
+        heading, column_cells = _column(column, rows, table["figures"], runs, "spread" in table)
         headings.append(heading)
         columns.append(column_cells)
         if bootstrap and column.get("metric") == "test/auroc" and column.get("show") != "published":
@@ -237,16 +257,41 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
             columns.append([bootstrap_cell(row.runs(column["dataset"], runs)) for row in rows])
     others = "".join(f"; {experiment}: {source}" for experiment, source in table.get("sources", {}).items())
     both = any(column.get("show") == "both" for column in table["columns"])
-    note = "± standard deviation over seeds; bold: best of ours; published"
+    note = f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours; published"
     note += f", also in parentheses: {table['source']}{others}." if both else f": {table['source']}{others}."
     lines = [list(line) for line in zip(*columns, strict=True)]
-    return Sheet(name, table["caption"], headings, lines, [note, *missing(table, runs)])
+    notes = [note, *missing(table, runs)]
+    if table.get("transposed"):
+        headings, lines = _transposed(headings, lines, rows)
+    return Sheet(name, table["caption"], headings, lines, notes)
+
+
+def _transposed(
+    headings: list[Column], lines: list[list[Cell]], rows: list[Row]
+) -> tuple[list[Column], list[list[Cell]]]:
+    """A table's headings and cells with a line for each of its columns and a column for each of its rows."""
+    turned = [[Cell(heading.heading), *cells] for heading, *cells in zip(headings, *lines, strict=True)]
+    # In CSV a column has the numbers of its longest cell: ours, and the published ones where they stand beside it.
+    longest = [max((cell.numbers for cell in cells), key=len) for cells in zip(*turned[1:], strict=True)]
+    fields = [
+        tuple(f"{beside}{row.title}{of}" for beside in ("", "published ") for of in ("", " SD"))[: len(numbers)]
+        for row, numbers in zip(rows, longest[1:], strict=True)
+    ]
+    for line in turned[1:]:
+        line[1:] = [
+            replace(cell, numbers=cell.numbers + (None,) * (len(names) - len(cell.numbers)))
+            for cell, names in zip(line[1:], fields, strict=True)
+        ]
+    return [
+        Column("data set"),
+        *(Column(row.title, fields=each) for row, each in zip(rows, fields, strict=True)),
+    ], turned[1:]
 
 
 def _column(
-    column: dict[str, Any], rows: list[Row], published: dict[str, Any], runs: Runs
+    column: dict[str, Any], rows: list[Row], published: dict[str, Any], runs: Runs, within: bool
 ) -> tuple[Column, list[Cell]]:
-    """A column's heading, and its cells from top to bottom."""
+    """A column's heading, and its cells from top to bottom; `within`: standard deviations are those within runs."""
     show, dataset = column.get("show", "ours"), column["dataset"]
     if show == "seeds":
         counts = [len(row.runs(dataset, runs)) for row in rows]
@@ -263,6 +308,12 @@ def _column(
     if show == "published":
         return Column(title, metric.arrow, fields), theirs
     ours = [Figure.of(scores(row.runs(dataset, runs), key)) for row in rows]
+    if within:
+        spreads = [Figure.of(scores(row.runs(dataset, runs), f"{key}_std")) for row in rows]
+        ours = [
+            figure and Figure(figure.mean, spread.mean if spread else None)
+            for figure, spread in zip(ours, spreads, strict=True)
+        ]
     best = _best(metric, [figure for figure, row in zip(ours, rows, strict=True) if figure and row.listed])
     its_cells = []
     for row, figure, their in zip(rows, ours, theirs, strict=True):

@@ -9,8 +9,9 @@
 
 import difflib
 import logging
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,106 @@ from numpy.typing import NDArray
 from datamodules import sources
 from datamodules.sources import SourceError
 from datamodules.synthesis import published_arrays, row_splits
+from datamodules.synthesis.base import Evaluation, TableDataModule
 from datamodules.synthesis.benchmark_facts import DATASETS
 from datamodules.synthesis.benchmark_schema import Dataset, Edition
+from datamodules.synthesis.codec import NamedColumns, TableCodec
+from datamodules.synthesis.preprocessing import Normalisation, Table, Task
 
-__all__ = ["DATASETS", "data_sha256", "data_variant", "load_arrays"]
+__all__ = ["DATASETS", "BenchmarkTable", "data_sha256", "data_variant", "load_arrays"]
 
 logger = logging.getLogger(__name__)
 
 SplitName = Literal["published", "seeded"]
+
+
+class BenchmarkTable(TableDataModule):
+    """One of the 16 tables, for a generative model and for those who score it.
+
+    Args:
+        name: key of `DATASETS`.
+        split: "published", or "seeded": see `load_arrays`.
+        split_seed: of a seeded split.
+        normalisation: of the numerical columns, see `TableTransform.fit`.
+        spread_ties: spread equal numbers over their ranks, see `QuantileTransform.transform`; False: as published.
+        num_samples: rows of a synthetic table; None: as many as the training part has.
+        evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3.
+        sampling_seeds: another number of tables.
+        evaluation_seeds: another number of trainings on each.
+        catboost: tuned arguments of CatBoost, see `callbacks.catboost_evaluator`; None: it is not trained.
+        mlp: likewise of the multilayer perceptron, see `callbacks.mlp_evaluator`.
+        jobs: trainings at a time; None: as many as there are cores.
+        batch_size: training rows of a batch on one process.
+        seed: of the training order.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: SplitName = "published",
+        split_seed: int = 0,
+        normalisation: Normalisation = "quantile",
+        spread_ties: bool = False,
+        num_samples: int | None = None,
+        evaluation: Evaluation = "published",
+        sampling_seeds: int | None = None,
+        evaluation_seeds: int | None = None,
+        catboost: dict[str, Any] | None = None,
+        mlp: dict[str, Any] | None = None,
+        jobs: int | None = None,
+        batch_size: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _known(name)
+        self.save_hyperparameters()
+        self.check_arguments()
+
+    columns_class = NamedColumns
+
+    @property
+    def table_task(self) -> Task:
+        """Task of the data set."""
+        return DATASETS[self.hparams.name].task
+
+    @property
+    def data_variant(self) -> str:
+        """Which rows there are, see `data_variant`."""
+        return data_variant(self.hparams.name)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the rows are the published ones."""
+        return self.data_variant == "published"
+
+    @cached_property
+    def data_sha256(self) -> dict[str, str]:
+        """Sums of the raw files."""
+        return data_sha256(self.hparams.name)
+
+    def prepare_data(self) -> None:
+        """Fetch the raw files, where they are not at hand."""
+        data_sha256(self.hparams.name)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the parts and fit what is fitted to the training part; once.
+
+        Raises:
+            SourceError: a file cannot be had.
+        """
+        if self.parts is not None:
+            return
+        options, dataset = self.hparams, DATASETS[self.hparams.name]
+        arrays = load_arrays(options.name, options.split, options.split_seed)
+        parts = {
+            part: Table(*(arrays.get(f"{key}_{part}") for key in ("X_num", "X_cat", "y"))) for part in row_splits.PARTS
+        }
+        columns = NamedColumns(dataset.numerical, dataset.categorical, dataset.target)
+        codec = TableCodec.fit(parts["train"], columns, dataset.task, options.normalisation)
+        self.prepare(parts, codec, options.spread_ties)
 
 
 def load_arrays(name: str, split: SplitName = "published", seed: int = 0) -> dict[str, NDArray]:

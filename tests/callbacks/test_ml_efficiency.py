@@ -1,6 +1,5 @@
 """Evaluators and their scores: against definitions written out, and the published scores of real tables."""
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
 
 from callbacks import mlp_evaluator
@@ -20,7 +20,9 @@ from callbacks.mlp_evaluator import mlp_predictions
 from datamodules import sources
 from datamodules.synthesis.benchmark import load_arrays
 
-PARAMETERS = json.loads((Path(__file__).parents[2] / "experiments/published/synthesis_evaluators.json").read_text())
+FILES = [OmegaConf.load(path) for path in Path(__file__).parents[2].glob("experiments/datasets/*.yaml")]
+TABLES = [OmegaConf.to_container(each.data) for each in FILES if each.task == "synthesis" and "name" in each.data]
+PARAMETERS = {name: {each["name"]: each[name] for each in TABLES if name in each} for name in ("catboost", "mlp")}
 SMALL_MLP = {"hidden": [32, 32], "learning_rate": 5e-3, "dropout": 0.1}
 EVALUATORS = {
     "catboost": partial(catboost_predictions, learning_rate=0.3, depth=2, leaf_estimation_iterations=1),

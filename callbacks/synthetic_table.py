@@ -1,0 +1,42 @@
+"""Synthetic tables as files."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+
+from callbacks.files import whole_file
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as ``.csv`` or ``.parquet``, whole or not at all."""
+    with whole_file(path) as file:
+        if path.suffix == ".parquet":
+            frame.to_parquet(file, index=False)
+        else:
+            frame.to_csv(file, index=False)
+
+
+class SyntheticTable(L.Callback):
+    """Writes the first table of a test.
+
+    Args:
+        path: ``.csv`` or ``.parquet``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: pd.DataFrame,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write it."""
+        if batch_idx == 0 and trainer.is_global_zero:
+            write_table(outputs, self.path)

@@ -1,0 +1,108 @@
+"""What all tables share: three parts, a codec fitted to the training part, requests for synthetic tables."""
+
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from datamodules.base import BatchIndexSampler, ResumableDataModule
+from datamodules.synthesis.codec import EncodedTable, TableCodec
+from datamodules.synthesis.preprocessing import Table, Task
+from datamodules.synthesis.rows import RowLoader, SamplingRequest
+
+Evaluation = Literal["published", "quick"]
+SEEDS = {"published": (5, 10), "quick": (1, 3)}  # of sampling, of evaluation
+DRY_RUN_ROWS = 500
+
+
+class TableDataModule(ResumableDataModule):
+    """A table for synthesis; a subclass sets `table_task`, and in `setup` calls `prepare` with its parts.
+
+    It saves the hyper-parameters `batch_size`, `seed`, `num_samples`, `evaluation`, `sampling_seeds` and
+    `evaluation_seeds`, `jobs`, `catboost` and `mlp`.
+
+    Attributes:
+        parts: the tables "train", "val" and "test"; after `setup`.
+        codec: names, types and values of the training part; after `setup`, or from a checkpoint.
+        encoded: the training part as models see it; after `setup`.
+        frame: the training part as a data frame; after `setup`.
+    """
+
+    task = "synthesis"
+    table_task: Task
+    columns_class: type  # of the codec's columns
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, Table] | None = None
+        self.codec: TableCodec | None = None
+        self.encoded: EncodedTable | None = None
+        self.frame: pd.DataFrame | None = None
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """None: a method takes what it needs of the table when it is attached, and nothing is read before."""
+        return {}
+
+    @property
+    def evaluation_arguments(self) -> dict[str, Any]:
+        """Arguments of the metrics."""
+        options = self.hparams
+        return {
+            "task": self.table_task,
+            "catboost": options.catboost,
+            "mlp": options.mlp,
+            "evaluation_seeds": options.evaluation_seeds or SEEDS[options.evaluation][1],
+            "jobs": options.jobs,
+        }
+
+    def check_arguments(self) -> None:
+        """Raise ValueError if one of the arguments that all tables have is out of range."""
+        options = self.hparams
+        for key in ("num_samples", "sampling_seeds", "evaluation_seeds", "jobs"):
+            if options[key] is not None and options[key] < 1:
+                raise ValueError(f"{key}={options[key]}: it must be at least 1; leave it out for its default.")
+        if options.spread_ties and options.normalisation != "quantile":
+            raise ValueError(
+                f"spread_ties goes with normalisation='quantile', not with {options.normalisation!r}: leave one out."
+            )
+
+    def prepare(self, parts: dict[str, Table], codec: TableCodec, spread_ties: bool) -> None:
+        """Encode the training part."""
+        # A seed of its own: how ties are spread belongs to the data.
+        generator = np.random.default_rng(0) if spread_ties else None
+        self.parts, self.codec, self.frame = parts, codec, codec.frame(parts["train"])
+        self.encoded = codec.encode(parts["train"], generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints hold: all that a trained model takes to draw rows, and the sums of the files."""
+        return {**self.codec.state_dict(), "data_sha256": self.data_sha256}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the codec; where a run continues, make sure that it has the table that it began with.
+
+        Raises:
+            ValueError: it has not, or the state was written by another version of the program.
+        """
+        if self.codec is None:
+            self.codec = TableCodec.from_state(state, self.columns_class)
+        elif state["data_sha256"] != self.data_sha256:
+            files = ", ".join(self.data_sha256)
+            raise ValueError(f"{files} changed since this run began: put it back, or start over with force=true")
+
+    def train_dataloader(self) -> RowLoader:
+        """Row numbers for all steps of the training."""
+        sampler = BatchIndexSampler(
+            len(self.frame), self.hparams.batch_size, True, self.hparams.seed, self.rank, self.world_size
+        )
+        return RowLoader(sampler, self.trainer.max_steps if self.trainer.max_steps > 0 else None)
+
+    def test_dataloader(self) -> list[SamplingRequest]:
+        """Requests for this rank's synthetic tables, one for each sampling seed."""
+        options = self.hparams
+        num_rows, seeds = options.num_samples or len(self.frame), options.sampling_seeds or SEEDS[options.evaluation][0]
+        if self.trainer.fast_dev_run:
+            num_rows = min(num_rows, DRY_RUN_ROWS)
+        mine = range(self.rank, seeds, self.world_size)
+        # A rank without a table would leave the test at once, and the others would wait for it: it draws one again.
+        return [SamplingRequest(seed, num_rows) for seed in mine or [self.rank % seeds]]

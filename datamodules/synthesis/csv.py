@@ -1,0 +1,174 @@
+"""The user's own table, CSV or Parquet: what its columns are is inferred, and can be told."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from datamodules import sources
+from datamodules.synthesis.base import Evaluation, TableDataModule
+from datamodules.synthesis.codec import TableCodec
+from datamodules.synthesis.columns import Kind, OwnColumns, TableError
+from datamodules.synthesis.preprocessing import Normalisation, Table, Task
+
+log = logging.getLogger("genpred")
+
+
+class CSV(TableDataModule):
+    r"""A table of the user's own, split at random into a training, a validation and a test part.
+
+    Rows whose target is missing are left out; other gaps are learnt, see `OwnColumns`.
+
+    Args:
+        path: the table, ``.csv`` or ``.parquet``.
+        target: column that predictors are to learn.
+        table_task: "binclass", "multiclass" or "regression"; None: regression for a numerical target, else classes.
+        columns: kinds of some columns, "number", "integer", "date", "category" or "drop"; of others they are inferred:
+            integers of at most 10 values are categories.
+        separator: between the cells of a CSV file; "\t" for tabs.
+        validation_fraction: part of the rows that stops the training of predictors, in (0, 1).
+        test_fraction: part of the rows that predictors are scored on.
+        split_seed: of the split, which is by class where there are classes.
+        normalisation: of the numerical columns, see `TableTransform.fit`.
+        spread_ties: spread equal numbers over their ranks, see `QuantileTransform.transform`.
+        num_samples: rows of a synthetic table; None: as many as the training part has.
+        evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3.
+        sampling_seeds: another number of tables.
+        evaluation_seeds: another number of trainings on each.
+        catboost: arguments of CatBoost, see `callbacks.catboost_evaluator`; None: it is not trained.
+        mlp: likewise of the multilayer perceptron, see `callbacks.mlp_evaluator`.
+        jobs: trainings at a time; None: as many as there are cores.
+        batch_size: training rows of a batch on one process.
+        seed: of the training order.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TableError: the table cannot be used.
+    """
+
+    columns_class = OwnColumns
+    comparable = False
+
+    def __init__(
+        self,
+        path: str | None = None,
+        target: str | None = None,
+        table_task: Task | None = None,
+        columns: dict[str, Kind] | None = None,
+        separator: str = ",",
+        validation_fraction: float = 0.16,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        normalisation: Normalisation = "quantile",
+        spread_ties: bool = True,
+        num_samples: int | None = None,
+        evaluation: Evaluation = "quick",
+        sampling_seeds: int | None = None,
+        evaluation_seeds: int | None = None,
+        catboost: dict[str, Any] | None = None,
+        mlp: dict[str, Any] | None = None,
+        jobs: int | None = None,
+        batch_size: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("path", path), ("target", target)):
+            if value is None:
+                raise ValueError(
+                    f"data.{name} is not set: name your table and the column to be predicted, such as "
+                    f"data.path=my.csv data.target=price"
+                )
+        for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name}={value}: it must lie between 0 and 1.")
+        if validation_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave nothing."
+            )
+        separator = {"\\t": "\t"}.get(separator, separator)
+        if len(separator) != 1:
+            raise ValueError(f"separator={separator!r}: it must be one character.")
+        self.save_hyperparameters()
+        self.check_arguments()
+
+    @cached_property
+    def table(self) -> tuple[pd.DataFrame, OwnColumns]:
+        """The rows that have a target, and what the columns are; read when first asked for."""
+        options = self.hparams
+        frame = read_table(Path(options.path), options.separator)
+        place = Path(options.path).name
+        if options.target in frame.columns:
+            gaps = frame[options.target].isna()
+            if gaps.any() and not gaps.all():
+                log.warning("%s: %d rows without %s are left out", place, gaps.sum(), options.target)
+                frame = frame[~gaps].reset_index(drop=True)
+        return frame, OwnColumns.infer(frame, options.target, options.columns or {}, options.table_task, place)
+
+    @property
+    def table_task(self) -> Task:
+        """Task of the table."""
+        return self.table[1].task
+
+    @property
+    def data_variant(self) -> str:
+        """Not published data."""
+        return "own"
+
+    @cached_property
+    def data_sha256(self) -> dict[str, str]:
+        """SHA-256 of the table, by its name."""
+        return {Path(self.hparams.path).name: sources.file_sha256(Path(self.hparams.path))}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split, and fit what is fitted to the training part; once.
+
+        Raises:
+            TableError: the table cannot be used.
+        """
+        if self.parts is not None:
+            return
+        options, (frame, columns) = self.hparams, self.table
+        table = columns.table(frame)
+        by_class = table.y if columns.task != "regression" else None
+        try:
+            rest, test = _split(np.arange(len(frame)), by_class, options.test_fraction, options.split_seed)
+            share = options.validation_fraction / (1 - options.test_fraction)
+            train, val = _split(rest, by_class, share, options.split_seed)
+            parts = {
+                name: Table(*(None if array is None else array[rows] for array in table))
+                for name, rows in (("train", train), ("val", val), ("test", test))
+            }
+            codec = TableCodec.fit(parts["train"], columns, columns.task, options.normalisation)
+            self.prepare(parts, codec, options.spread_ties)
+        except TableError:
+            raise
+        except ValueError as error:
+            raise TableError(f"{columns.place}: {error}") from error
+
+
+def read_table(path: Path, separator: str) -> pd.DataFrame:
+    """A table's rows.
+
+    Raises:
+        TableError: it is not there, of another format, or broken.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise TableError(f"{path}: it must end in .csv or .parquet")
+    try:
+        frame = pd.read_csv(path, sep=separator) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if frame.columns.duplicated().any():
+        raise TableError(f"{path}: column {frame.columns[frame.columns.duplicated()][0]!r} is there twice; rename one")
+    if len(frame) < 10:
+        raise TableError(f"{path} has {len(frame)} rows, too few to learn from")
+    return frame.rename(columns=str)
+
+
+def _split(rows: np.ndarray, by_class: np.ndarray | None, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    stratify = None if by_class is None else by_class[rows]
+    return tuple(train_test_split(rows, test_size=fraction, random_state=seed, stratify=stratify))

@@ -1,0 +1,151 @@
+"""Draw synthetic rows: ``python -m experiments.synthesize --checkpoint RUN --rows 10000 --output synthetic.csv``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lightning_modules.synthesis.base import Synthesizer
+
+DESCRIPTION = """Draw rows from a method that `experiments.run <method>_<table>` has trained.
+
+The output has the columns of the training table, their types, categories and ranges. With --where, columns have the
+values that are given: --where 'income=>50K' --where 'sex=Female'. What is left of --where after the first = is the
+value. For the class this is what the model was trained for; other columns are held in place while the rest is drawn."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.synthesize",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", type=Path, required=True, help="a run's folder, or a .ckpt in it"
+    )
+    parser.add_argument("--rows", metavar="N", type=int, required=True, help="rows to draw")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help=".csv or .parquet")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[], help="may be given repeatedly")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU where there is one")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0, or 2 where the run or an argument cannot be used, with one line on standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        frame = synthesize(
+            arguments.checkpoint, arguments.rows, arguments.output, arguments.where, arguments.seed, arguments.device
+        )
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.output}: {len(frame):,} rows of {frame.shape[1]} columns")
+    return 0
+
+
+def synthesize(
+    run: Path, num_rows: int, output: Path, where: list[str], seed: int = 0, device: str = "auto"
+) -> "pd.DataFrame":
+    """Draw rows and write them.
+
+    Args:
+        run: folder of a run of a synthesis experiment, or a checkpoint in it.
+        num_rows: how many.
+        output: ``.csv`` or ``.parquet``; appears whole or not at all.
+        where: conditions, each ``column=value``.
+        seed: of the draw.
+        device: of torch, or "auto".
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: an argument or the run cannot be used.
+    """
+    if num_rows < 1:
+        raise ConfigError(f"--rows {num_rows}: ask for at least one")
+    if output.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--output {output}: it must end in .csv or .parquet")
+    for each in where:
+        if "=" not in each[1:]:
+            raise ConfigError(f"--where '{each}': write column=value")
+    conditions = dict(each.split("=", 1) for each in where)
+    import torch
+
+    from callbacks.synthetic_table import write_table
+
+    module = load(run)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        module = module.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {device} cannot be used: {reason}") from error
+    try:
+        frame = module.sample(num_rows, torch.Generator(device).manual_seed(seed), conditions)
+        write_table(frame, output)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
+    return frame
+
+
+def load(run: Path) -> "Synthesizer":
+    """A method as a run has left it; its training table need not be at hand.
+
+    Args:
+        run: the run's folder (its last state, which is the one that was scored), or one of its checkpoints.
+
+    Raises:
+        ConfigError: there is no such run, it is not one of synthesis, or it is not trained.
+    """
+    from omegaconf import OmegaConf
+
+    from callbacks.checkpoints import AtomicCheckpointIO
+    from experiments.build import build_module
+    from experiments.config import Experiment, load_class
+
+    folder = run.parent.parent if run.suffix == ".ckpt" else run
+    if not (folder / "config.yaml").is_file() or (run.suffix == ".ckpt" and not run.is_file()):
+        raise ConfigError(f"--checkpoint {run}: not a run's folder (with config.yaml in it) nor a checkpoint in one")
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    data_class = load_class(config["data"]["class"], f"{folder / 'config.yaml'}: data.class")
+    if getattr(data_class, "task", None) != "synthesis":
+        raise ConfigError(f"--checkpoint {run}: its run is not one of synthesis, but on {data_class.__name__}")
+    checkpoint = run if run.suffix == ".ckpt" else folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise ConfigError(
+            f"--checkpoint {run}: there is no checkpoint; a method without training (real, smote) keeps nothing "
+            f"to draw from, and the training of another has to begin first"
+        )
+    module = build_module(Experiment(str(folder), "", "", "", config))
+    try:
+        stored = AtomicCheckpointIO().load_checkpoint(checkpoint)
+        # The table's own arguments, such as its path, are of no use without it.
+        data = data_class(**{key: value for key, value in config["data"].items() if key != "class"})
+        data.load_state_dict(stored[data_class.__qualname__])
+        module.attach(data)
+        module.load_state_dict(stored["state_dict"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"--checkpoint {checkpoint} cannot be used: {' '.join(str(error).split())}") from error
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""SMOTE: new rows between a training row and one of its nearest neighbours of the same class.
+
+Chawla, Bowyer, Hall, Kegelmeyer: SMOTE, Synthetic Minority Over-sampling Technique, JAIR 2002; with categories SMOTE-NC
+of its section 6.1. As a generator of whole tables, and for regression, as in TabDDPM (Kotelnikov et al., ICML 2023),
+where it ran on imbalanced-learn 0.7: every class is drawn from; the halves of a real target below and above its median
+stand in for classes, and the target is interpolated like any number; with categories ``margin`` has no effect, and a
+category that differs counts as half of the median standard deviation of the smallest class' numbers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import OneHotEncoder
+
+from lightning_modules.synthesis.base import Synthesizer, TableSource
+
+
+class SMOTE(Synthesizer):
+    """Interpolation between neighbours; numbers are to be scaled to [0, 1] by the training range.
+
+    Args:
+        num_neighbors: nearest rows of the same class that one is chosen from.
+        margin: a new number is at least ``margin / 2`` of the way from both rows; 0: anywhere between them. In [0, 1].
+            A table with categories has 0, as published.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, num_neighbors: int = 5, margin: float = 0.0) -> None:
+        super().__init__()
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors={num_neighbors} must be at least 1")
+        if not 0 <= margin <= 1:
+            raise ValueError(f"margin={margin} must lie in [0, 1]: it is the part of the way that is left out")
+        self.save_hyperparameters()
+
+    def attach(self, source: TableSource) -> None:
+        """Find every row's neighbours.
+
+        Raises:
+            ValueError: a class has a single row, or no column is numerical.
+        """
+        super().attach(source)
+        self.numericals, self.categories, target = (tensor.numpy(force=True) for tensor in source.encoded)
+        if not self.numericals.shape[1]:
+            raise ValueError("SMOTE interpolates numbers, and the table has none: use another method")
+        num_classes = len(source.codec.class_counts)
+        groups = target if num_classes else (self.numericals[:, 0] > np.median(self.numericals[:, 0])).astype(np.int64)
+        self.groups = [np.flatnonzero(groups == group) for group in range(num_classes or 2)]
+        alone = [len(rows) for rows in self.groups].index(1) if 1 in map(len, self.groups) else None
+        if alone is not None:
+            raise ValueError(f"class {alone} of the target has one row only, so that it has no neighbour: leave it out")
+        self.groups = [rows for rows in self.groups if len(rows)]
+        points = self._points()
+        self.neighbors = [self._neighbors(points[rows], rows) for rows in self.groups]
+
+    def _points(self) -> NDArray[np.float64]:
+        """Rows with the distance that neighbours are found by, [row, coordinate]."""
+        if not self.categories.shape[1]:
+            return self.numericals
+        smallest = min(self.groups, key=len)
+        unit = np.median(self.numericals[smallest].std(axis=0)) / 2
+        indicators = OneHotEncoder(dtype=np.float32).fit_transform(self.categories)
+        return np.hstack([self.numericals, indicators.toarray() * np.float32(unit)])
+
+    def _neighbors(self, points: NDArray, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Nearest other rows of each of a group's rows, [row, neighbor]."""
+        count = min(self.hparams.num_neighbors, len(rows) - 1)
+        return rows[NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)]
+
+    def sample(
+        self, num_rows: int, generator: torch.Generator, conditions: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Draw rows: of each class, or half, its share, one class after the other.
+
+        Raises:
+            ValueError: ``num_rows`` is below 1, or conditions are given that SMOTE cannot meet.
+        """
+        if num_rows < 1:
+            raise ValueError(f"num_rows={num_rows}: ask for at least one row")
+        if conditions:
+            raise ValueError("SMOTE takes no conditions: draw more rows and select them with pandas")
+        seed = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device).item()
+        random = np.random.default_rng(seed)
+        sizes = np.array([len(rows) for rows in self.groups])
+        bounds = np.rint(np.cumsum(sizes) / sizes.sum() * num_rows).astype(np.int64)
+        parts = [
+            self._between(rows, neighbors, count, random)
+            for rows, neighbors, count in zip(
+                self.groups, self.neighbors, np.diff(bounds, prepend=0).tolist(), strict=True
+            )
+        ]
+        numericals, categories = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        target = None
+        if len(self.codec.class_counts):
+            target = torch.arange(len(self.groups)).repeat_interleave(torch.from_numpy(np.diff(bounds, prepend=0)))
+        return self.codec.decode(numericals, categories, target)
+
+    def _between(
+        self, rows: NDArray[np.int64], neighbors: NDArray[np.int64], count: int, random: np.random.Generator
+    ) -> tuple[NDArray, NDArray]:
+        """New rows of a group: numericals [count, feature], categories [count, column]."""
+        place, neighbor = np.divmod(random.integers(neighbors.size, size=count), neighbors.shape[1])
+        start, end = self.numericals[rows[place]], self.numericals[neighbors[place, neighbor]]
+        margin = 0.0 if self.categories.shape[1] else self.hparams.margin
+        numericals = start + random.uniform(margin / 2, 1 - margin / 2, (count, 1)) * (end - start)
+        categories = np.empty((count, self.categories.shape[1]), dtype=np.int64)
+        for j in range(categories.shape[1]):
+            near = self.categories[neighbors, j]  # [row, neighbor]
+            votes = (near[:, :, None] == near[:, None, :]).sum(2)
+            # The commonest category; of equally common ones each has as many neighbours, so any is as likely.
+            chosen = (votes[place] + random.random((count, near.shape[1]))).argmax(1)
+            categories[:, j] = near[place, chosen]
+        return numericals.astype(np.float32), categories

@@ -1,0 +1,145 @@
+"""A table of one's own, from the file to synthetic rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.run import main as run
+from experiments.synthesize import main as synthesize
+
+FAST = ["max_steps=40", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none", "jobs=1",
+        "evaluation_seeds=1", "data.mlp=null"]  # fmt: skip
+
+
+def people(num_rows=400, seed=0):
+    random = np.random.default_rng(seed)
+    income = random.choice([">50K", "<=50K"], num_rows, p=[0.3, 0.7])
+    frame = pd.DataFrame(
+        {
+            "age": random.integers(18, 90, num_rows),
+            "height": np.round(random.normal(1.7, 0.1, num_rows), 3),
+            "hired": pd.Timestamp("2019-03-01") + pd.to_timedelta(random.integers(0, 900, num_rows), unit="D"),
+            "city": random.choice(["Oslo", "Bergen", "Tromsø"], num_rows),
+            "children": random.integers(0, 4, num_rows),
+            "member": random.random(num_rows) < 0.5,
+            "score": random.integers(100, 200, num_rows).astype(float),
+            "income": income,
+        }
+    )
+    frame["hired"] = frame["hired"].dt.strftime("%Y-%m-%d")
+    frame.loc[::7, "height"] = np.nan
+    frame.loc[::9, "city"] = None
+    frame.loc[::11, "score"] = np.nan
+    return frame
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    people().to_csv(folder / "people.csv", index=False)
+    arguments = [f"data.path={folder / 'people.csv'}", "data.target=income", f"run_root={folder / 'runs'}", *FAST]
+    assert run(["tabddpm_csv", *arguments]) == 0
+    return next((folder / "runs" / "tabddpm_csv").glob("*/seed0"))
+
+
+def check(frame):
+    real = people()
+    assert list(frame.columns) == list(real.columns)
+    assert pd.api.types.is_integer_dtype(frame["age"])
+    assert frame["age"].between(real["age"].min(), real["age"].max()).all()
+    assert frame["height"].dropna().between(real["height"].min(), real["height"].max()).all()
+    assert frame["hired"].str.fullmatch(r"\d{4}-\d{2}-\d{2}").all()
+    assert frame["hired"].between(real["hired"].min(), real["hired"].max()).all()
+    assert set(frame["city"].dropna()) <= set(real["city"].dropna())
+    assert set(frame["children"]) <= {0, 1, 2, 3}
+    assert frame["member"].dtype == bool
+    assert (frame["score"].dropna() % 1 == 0).all()
+    assert set(frame["income"]) == {">50K", "<=50K"}
+    for name in ("height", "city", "score"):
+        assert 0 < frame[name].isna().mean() < 0.6
+    assert not frame[["age", "hired", "children", "member", "income"]].isna().any().any()
+
+
+def test_a_run_leaves_a_synthetic_table_and_figures(trained):
+    check(pd.read_csv(trained / "synthetic.csv"))
+    assert ",1" in (trained / "synthetic.csv").read_text()
+    text = (trained / "synthetic.csv").read_text().splitlines()[1:]
+    assert not any(line.split(",")[6].endswith(".0") for line in text)  # integers with gaps are written as integers
+    assert (trained / "figures" / "distributions.png").stat().st_size > 1000
+    assert (trained / "figures" / "associations.png").stat().st_size > 1000
+
+
+def test_rows_are_drawn_from_a_checkpoint_without_the_table(trained, tmp_path, capsys):
+    (trained.parents[3] / "people.csv").rename(trained.parents[3] / "moved.csv")
+    try:
+        output = tmp_path / "synthetic.csv"
+        arguments = ["--checkpoint", str(trained), "--rows", "150", "--output", str(output)]
+        assert synthesize(arguments) == 0
+        assert "150 rows of 8 columns" in capsys.readouterr().out
+        frame = pd.read_csv(output)
+        assert len(frame) == 150
+        check(frame)
+        assert synthesize([*arguments, "--where", "income=>50K", "--where", "hired=2020-02-29"]) == 0
+        frame = pd.read_csv(output)
+        assert (frame["income"] == ">50K").all()
+        assert (frame["hired"] == "2020-02-29").all()
+        assert synthesize([*arguments[:-1], str(tmp_path / "a.parquet")]) == 0
+        assert len(pd.read_parquet(tmp_path / "a.parquet")) == 150
+    finally:
+        (trained.parents[3] / "moved.csv").rename(trained.parents[3] / "people.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "0", "--output", "a.csv"], "--rows 0: ask for at least one"),
+        (["--rows", "5", "--output", "a.txt"], "--output a.txt: it must end in .csv or .parquet"),
+        (["--rows", "5", "--output", "a.csv", "--where", "income"], "--where 'income': write column=value"),
+        (
+            ["--rows", "5", "--output", "a.csv", "--where", "income=rich"],
+            "income='rich' is no category of",
+        ),
+        (["--rows", "5", "--output", "a.csv", "--where", "wage=1"], "the table has no column 'wage'"),
+        (["--rows", "5", "--output", "a.csv", "--where", "age=old"], "age='old'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(trained, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert synthesize(["--checkpoint", str(trained), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda frame: frame, ["data.target=wage"], "there is no column 'wage'"),
+        (lambda frame: frame.assign(key=range(len(frame))).astype({"key": str}), [], None),
+        (lambda frame: frame.assign(key=[f"k{i}" for i in range(len(frame))]), [], "column key has 400 categories"),
+        (lambda frame: frame.assign(empty=np.nan), [], "column empty has no value at all"),
+        (
+            lambda frame: frame.assign(height=np.where(frame.index == 3, np.inf, 1.5)),
+            [],
+            "column height, row 3: infinite",
+        ),
+        (lambda frame: frame, ["data.columns.city=number"], "column city, row 1: "),
+        (lambda frame: frame, ["data.columns.city=nmber"], "data.columns"),
+        (lambda frame: frame.head(5), [], "has 5 rows, too few"),
+        (lambda frame: frame, ["data.table_task=regression"], "does not suit"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(change, arguments, message, tmp_path, capsys):
+    change(people()).to_csv(tmp_path / "people.csv", index=False)
+    status = run(
+        ["real_csv", f"data.path={tmp_path / 'people.csv'}", "data.target=income", f"run_root={tmp_path}",
+         "logger=none", "evaluation_seeds=1", "data.mlp=null", "jobs=1", *arguments]
+    )  # fmt: skip
+    if message is None:
+        assert status == 0
+        return
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
