@@ -27,7 +27,7 @@ def distributions_figure(real: pd.DataFrame, synthetic: pd.DataFrame, categorica
         synthetic: rows with the same columns.
         categorical: columns of categories.
     """
-    names = list(real.columns)[:MOST_COLUMNS]
+    names = [name for name in real.columns if real[name].notna().any()][:MOST_COLUMNS]
     width = min(5, len(names))
     height = -(-len(names) // width)
     with mpl.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
@@ -37,11 +37,22 @@ def distributions_figure(real: pd.DataFrame, synthetic: pd.DataFrame, categorica
             ax.set_visible(False)
         for ax, name in zip(axes, names, strict=False):
             draw = _bars if name in categorical else _histograms
-            draw(ax, real[name], synthetic[name])
+            draw(ax, real[name].dropna(), synthetic[name].dropna())
             ax.set_title(name)
             ax.set_yticks([])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def shown_columns(table: Table, frame: pd.DataFrame, columns: Any, target: str) -> pd.DataFrame:
+    """Arrays of a table under their columns' names, with the gaps that the frame has."""
+    arrays: dict[str, NDArray] = {}
+    for names, array in ((columns.numerical, table.X_num), (columns.categorical, table.X_cat)):
+        arrays |= dict(zip(names, [] if array is None else array.T, strict=True))
+    shown = pd.DataFrame(arrays | {target: table.y})
+    for name in shown.columns.intersection(frame.columns):
+        shown[name] = shown[name].mask(frame[name].isna().to_numpy())
+    return shown
 
 
 def _histograms(ax: Any, real: pd.Series, synthetic: pd.Series) -> None:
@@ -124,9 +135,14 @@ class SynthesisFigure(L.Callback):
         columns, target = codec.columns, [codec.columns.target]
         categorical = [*columns.categorical, *(target if codec.class_counts else [])]
         numerical = [*columns.numerical, *([] if codec.class_counts else target)]
-        difference = association_difference(data.parts["train"], codec.table(self._frame), data.table_task)
+        synthetic = codec.table(self._frame)
+        difference = association_difference(data.parts["train"], synthetic, data.table_task)
+        shown = [
+            shown_columns(table, frame, columns, target[0])
+            for table, frame in ((data.parts["train"], data.frame), (synthetic, self._frame))
+        ]
         figures = {
-            "distributions": distributions_figure(data.frame, self._frame, categorical),
+            "distributions": distributions_figure(*shown, categorical),
             "associations": associations_figure(difference, [*numerical, *categorical]),
         }
         for name, figure in figures.items():

@@ -8,7 +8,7 @@ import pandas as pd
 from datamodules.base import BatchIndexSampler, ResumableDataModule
 from datamodules.synthesis.codec import EncodedTable, TableCodec
 from datamodules.synthesis.preprocessing import Table, Task
-from datamodules.synthesis.rows import RowLoader, SamplingRequest
+from datamodules.synthesis.rows import RequestLoader, RowLoader, SamplingRequest
 
 Evaluation = Literal["published", "quick"]
 SEEDS = {"published": (5, 10), "quick": (1, 3)}  # of sampling, of evaluation
@@ -97,7 +97,7 @@ class TableDataModule(ResumableDataModule):
         )
         return RowLoader(sampler, self.trainer.max_steps if self.trainer.max_steps > 0 else None)
 
-    def test_dataloader(self) -> list[SamplingRequest]:
+    def test_dataloader(self) -> RequestLoader:
         """Requests for this rank's synthetic tables, one for each sampling seed."""
         options = self.hparams
         num_rows, seeds = options.num_samples or len(self.frame), options.sampling_seeds or SEEDS[options.evaluation][0]
@@ -105,4 +105,4 @@ class TableDataModule(ResumableDataModule):
             num_rows = min(num_rows, DRY_RUN_ROWS)
         mine = range(self.rank, seeds, self.world_size)
         # A rank without a table would leave the test at once, and the others would wait for it: it draws one again.
-        return [SamplingRequest(seed, num_rows) for seed in mine or [self.rank % seeds]]
+        return RequestLoader([SamplingRequest(seed, num_rows) for seed in mine or [self.rank % seeds]])

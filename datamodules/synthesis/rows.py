@@ -3,7 +3,7 @@
 The training part itself stays on the device, in the method's hands: no loader touches it in a training step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,3 +72,20 @@ class RowLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on after `state`."""
         self._done = state["batches"]
+
+
+class RequestLoader:
+    """Requests one after the other; a list would count as many loaders.
+
+    Args:
+        requests: of one rank.
+    """
+
+    def __init__(self, requests: Sequence[SamplingRequest]) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[SamplingRequest]:
+        return iter(self.requests)

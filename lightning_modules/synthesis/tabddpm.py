@@ -51,7 +51,8 @@ class TabDDPM(Synthesizer):
             of all steps as the batch has rows, which lowers the variance of the loss.
         learning_rate: of AdamW, falling linearly to 0.
         weight_decay: of AdamW.
-        ema_decay: decay a step of the averaged weights that samples are drawn with; None: the last weights.
+        ema_decay: decay a step of the averaged weights that samples are drawn with, less at first
+            (1 - 9 / (10 + step)); None: the last weights.
         sampling_steps: network calls for a sample, strided over all diffusion steps; None: all of them.
         reverse_variance: of the noise that a reverse step adds to numbers, see `gaussian.reverse_coefficients`.
         exact_proportions: whether samples have the training part's shares of classes, to one row; or drawn ones.
@@ -180,12 +181,13 @@ class TabDDPM(Synthesizer):
         labels = target if len(self.codec.class_counts) else None
         return network(row, step, labels).split(self.sizes, dim=1)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Average the weights."""
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Average the weights, over fewer steps at first, so that where they began is soon forgotten."""
         if self.average is not None:
             pair = [list(network.parameters()) for network in (self.average, self.denoiser)]
+            decay = min(self.hparams.ema_decay, (1 + batch_index) / (10 + batch_index))  # all steps are one epoch
             with torch.no_grad():
-                torch._foreach_lerp_(*pair, 1 - self.hparams.ema_decay)
+                torch._foreach_lerp_(*pair, 1 - decay)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; its rate stays for two steps, then falls linearly, so that the last step has 2 / steps of it."""
