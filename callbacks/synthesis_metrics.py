@@ -51,7 +51,6 @@ class SynthesisMetrics(L.Callback):
         catboost: arguments of `catboost_predictions`; None: it is left out.
         mlp: arguments of `mlp_predictions`; None: it is left out.
         evaluation_seeds: trainings of each evaluator on each table.
-        jobs: trainings at a time; None: as many as there are cores.
     """
 
     def __init__(
@@ -60,13 +59,12 @@ class SynthesisMetrics(L.Callback):
         catboost: Mapping[str, Any] | None,
         mlp: Mapping[str, Any] | None,
         evaluation_seeds: int = 10,
-        jobs: int | None = None,
     ) -> None:
         self.task = task
         self.evaluators = {
             name: dict(params) for name, params in (("catboost", catboost), ("mlp", mlp)) if params is not None
         }
-        self.evaluation_seeds, self.jobs = evaluation_seeds, jobs
+        self.evaluation_seeds = evaluation_seeds
         self.frames: dict[int, pd.DataFrame] = {}
 
     def on_test_epoch_start(self, *_: Any) -> None:
@@ -114,7 +112,7 @@ class SynthesisMetrics(L.Callback):
         for name, params in self.evaluators.items():
             log.info("training %s %d times on synthetic rows", name, len(tables) * seeds)
             result = ml_efficiency(
-                tables, parts["val"], parts["test"], self.task, EVALUATORS[name], params, range(seeds), self.jobs
+                tables, parts["val"], parts["test"], self.task, EVALUATORS[name], params, range(seeds)
             )
             for key, mean in result.mean.items():
                 scores |= {f"{key}_{name}": mean, f"{key}_{name}_std": result.std[key]}

@@ -7,7 +7,7 @@ import pytest
 from experiments.run import main as run
 from experiments.synthesize import main as synthesize
 
-FAST = ["max_steps=200", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none", "jobs=1",
+FAST = ["max_steps=200", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none", 
         "evaluation_seeds=1", "data.mlp=null"]  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_a_table_that_cannot_be_used_is_one_line(change, arguments, message, tmp
     change(people()).to_csv(tmp_path / "people.csv", index=False)
     status = run(
         ["real_csv", f"data.path={tmp_path / 'people.csv'}", "data.target=income", f"run_root={tmp_path}",
-         "logger=none", "evaluation_seeds=1", "data.mlp=null", "jobs=1", *arguments]
+         "logger=none", "evaluation_seeds=1", "data.mlp=null",  *arguments]
     )  # fmt: skip
     if message is None:
         assert status == 0

@@ -19,7 +19,7 @@ class TableDataModule(ResumableDataModule):
     """A table for synthesis; a subclass sets `table_task`, and in `setup` calls `prepare` with its parts.
 
     It saves the hyper-parameters `batch_size`, `seed`, `num_samples`, `evaluation`, `sampling_seeds` and
-    `evaluation_seeds`, `jobs`, `catboost` and `mlp`.
+    `evaluation_seeds`, `catboost` and `mlp`.
 
     Attributes:
         parts: the tables "train", "val" and "test"; after `setup`.
@@ -53,13 +53,12 @@ class TableDataModule(ResumableDataModule):
             "catboost": options.catboost,
             "mlp": options.mlp,
             "evaluation_seeds": options.evaluation_seeds or SEEDS[options.evaluation][1],
-            "jobs": options.jobs,
         }
 
     def check_arguments(self) -> None:
         """Raise ValueError if one of the arguments that all tables have is out of range."""
         options = self.hparams
-        for key in ("num_samples", "sampling_seeds", "evaluation_seeds", "jobs"):
+        for key in ("num_samples", "sampling_seeds", "evaluation_seeds"):
             if options[key] is not None and options[key] < 1:
                 raise ValueError(f"{key}={options[key]}: it must be at least 1; leave it out for its default.")
         if options.spread_ties and options.normalisation != "quantile":

@@ -48,7 +48,6 @@ class BenchmarkTable(TableDataModule):
         evaluation_seeds: another number of trainings on each.
         catboost: tuned arguments of CatBoost, see `callbacks.catboost_evaluator`; None: it is not trained.
         mlp: likewise of the multilayer perceptron, see `callbacks.mlp_evaluator`.
-        jobs: trainings at a time; None: as many as there are cores.
         batch_size: training rows of a batch on one process.
         seed: of the training order.
 
@@ -69,7 +68,6 @@ class BenchmarkTable(TableDataModule):
         evaluation_seeds: int | None = None,
         catboost: dict[str, Any] | None = None,
         mlp: dict[str, Any] | None = None,
-        jobs: int | None = None,
         batch_size: int = 4096,
         seed: int = 0,
     ) -> None:

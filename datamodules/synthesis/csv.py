@@ -41,7 +41,6 @@ class CSV(TableDataModule):
         evaluation_seeds: another number of trainings on each.
         catboost: arguments of CatBoost, see `callbacks.catboost_evaluator`; None: it is not trained.
         mlp: likewise of the multilayer perceptron, see `callbacks.mlp_evaluator`.
-        jobs: trainings at a time; None: as many as there are cores.
         batch_size: training rows of a batch on one process.
         seed: of the training order.
 
@@ -71,7 +70,6 @@ class CSV(TableDataModule):
         evaluation_seeds: int | None = None,
         catboost: dict[str, Any] | None = None,
         mlp: dict[str, Any] | None = None,
-        jobs: int | None = None,
         batch_size: int = 4096,
         seed: int = 0,
     ) -> None:
