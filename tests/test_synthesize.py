@@ -7,7 +7,7 @@ import pytest
 from experiments.run import main as run
 from experiments.synthesize import main as synthesize
 
-FAST = ["max_steps=200", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none", 
+FAST = ["max_steps=200", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none",
         "evaluation_seeds=1", "data.mlp=null"]  # fmt: skip
 
 
