@@ -296,7 +296,9 @@ def _logger(experiment: Experiment, folder: Path) -> Logger | None:
     if kind == "none":
         return None
     if kind == "csv":
-        return CSVLogger(str(folder), name="", version="csv")
+        # Lightning's logger would delete the file of the part of a run that was interrupted.
+        taken = len(list(folder.glob("csv*")))
+        return CSVLogger(str(folder), name="", version=f"csv_{taken + 1}" if taken else "csv")
     # The id is stored before anything is logged: a run that is started again continues the same W&B run.
     id_path = folder / "wandb_id"
     if not id_path.exists() and _is_first_process():
@@ -349,6 +351,7 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are slices of tensors: workers would slow them down
         ".*srun.*command is available on your system but is not used.*",
+        ".*number of training batches .* is smaller than the logging interval.*",  # a short run logs its end alone
         ".*Checkpoint directory .* exists and is not empty.*",  # a run that continues finds its own
         ".*Using ModelCheckpoint with manual optimization.*",  # of after the step, as it is meant
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",

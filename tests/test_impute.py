@@ -32,8 +32,7 @@ SMALLER = {
 }
 METHODS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for names in experiments().values()
-    for name in names
+    for name in experiments()["imputation"]
     if name.endswith("_csv")
 ]
 SHORT = [

@@ -3,34 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from people import people
 
 from experiments.run import main as run
 from experiments.synthesize import main as synthesize
 
 FAST = ["max_steps=200", "hidden=[32]", "num_diffusion_steps=20", "sampling_steps=null", "logger=none",
         "evaluation_seeds=1", "data.mlp=null"]  # fmt: skip
-
-
-def people(num_rows=400, seed=0):
-    random = np.random.default_rng(seed)
-    income = random.choice([">50K", "<=50K"], num_rows, p=[0.3, 0.7])
-    frame = pd.DataFrame(
-        {
-            "age": random.integers(18, 90, num_rows),
-            "height": np.round(random.normal(1.7, 0.1, num_rows), 3),
-            "hired": pd.Timestamp("2019-03-01") + pd.to_timedelta(random.integers(0, 900, num_rows), unit="D"),
-            "city": random.choice(["Oslo", "Bergen", "Tromsø"], num_rows),
-            "children": random.integers(0, 4, num_rows),
-            "member": random.random(num_rows) < 0.5,
-            "score": random.integers(100, 200, num_rows).astype(float),
-            "income": income,
-        }
-    )
-    frame["hired"] = frame["hired"].dt.strftime("%Y-%m-%d")
-    frame.loc[::7, "height"] = np.nan
-    frame.loc[::9, "city"] = None
-    frame.loc[::11, "score"] = np.nan
-    return frame
 
 
 @pytest.fixture(scope="module")

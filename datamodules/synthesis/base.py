@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.base import BatchIndexSampler, ResumableDataModule
+from datamodules.sources import SourceError
 from datamodules.synthesis.codec import EncodedTable, TableCodec
 from datamodules.synthesis.preprocessing import Table, Task
 from datamodules.synthesis.rows import RequestLoader, RowLoader, SamplingRequest
@@ -81,13 +82,14 @@ class TableDataModule(ResumableDataModule):
         """Take over the codec; where a run continues, make sure that it has the table that it began with.
 
         Raises:
-            ValueError: it has not, or the state was written by another version of the program.
+            SourceError: it has not.
+            ValueError: the state was written by another version of the program.
         """
         if self.codec is None:
             self.codec = TableCodec.from_state(state, self.columns_class)
         elif state["data_sha256"] != self.data_sha256:
             files = ", ".join(self.data_sha256)
-            raise ValueError(f"{files} changed since this run began: put it back, or start over with force=true")
+            raise SourceError(f"{files} changed since this run began: put it back, or start over with force=true")
 
     def train_dataloader(self) -> RowLoader:
         """Row numbers for all steps of the training."""
