@@ -21,8 +21,6 @@ FAST = [
     "data.target=income", "max_steps=12", "hidden=[16]", "num_diffusion_steps=10", "sampling_steps=null",
     "data.batch_size=100", "trainer.log_every_n_steps=5", "data.mlp=null", "checkpoint.every_n_steps=5",
     "sampling_seeds=2", "evaluation_seeds=1",
-]", "num_diffusion_steps=10", "sampling_steps=null",
-    "data.batch_size=100", "trainer.log_every_n_steps=5", "data.mlp=null", "checkpoint.every_n_steps=5", "sampling_seeds=2", "evaluation_seeds=1",
 ]  # fmt: skip
 
 
