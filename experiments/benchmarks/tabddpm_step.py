@@ -92,7 +92,7 @@ def training_step(model: TabDDPM, batch: EncodedTable, bf16: bool = False) -> Ca
             loss = model.compiled_losses(*batch).sum()
         loss.backward()
         optimizer.step()
-        model.on_train_batch_end(None, None, 10_000)
+        model.update_average(10_000)
 
     return step
 

@@ -181,13 +181,17 @@ class TabDDPM(Synthesizer):
         labels = target if len(self.codec.class_counts) else None
         return network(row, step, labels).split(self.sizes, dim=1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+    def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
+        """The optimiser's step, then the average's: a checkpoint is written before any hook at the end of a batch."""
+        super().optimizer_step(epoch, batch_index, *arguments, **named)
+        self.update_average(batch_index)  # all steps are one epoch
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
         """Average the weights, over fewer steps at first, so that where they began is soon forgotten."""
         if self.average is not None:
             pair = [list(network.parameters()) for network in (self.average, self.denoiser)]
-            decay = min(self.hparams.ema_decay, (1 + batch_index) / (10 + batch_index))  # all steps are one epoch
-            with torch.no_grad():
-                torch._foreach_lerp_(*pair, 1 - decay)
+            torch._foreach_lerp_(*pair, 1 - min(self.hparams.ema_decay, (1 + step) / (10 + step)))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; its rate stays for two steps, then falls linearly, so that the last step has 2 / steps of it."""
