@@ -16,6 +16,7 @@ from experiments.config import compose
 from experiments.run import main
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FAST = [
     "data.target=income", "max_steps=12", "hidden=[16]", "num_diffusion_steps=10", "sampling_steps=null",
@@ -99,7 +100,6 @@ def test_another_table_under_the_name_is_refused(finished, arguments, tmp_path, 
         path.write_text(original)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tables"), [("tabddpm_csv", 3), ("smote_csv", 1)])
 def test_two_processes_score_like_one(name, tables, arguments, tmp_path):
     """Three tables are shared unevenly; of one table the second process has none."""
@@ -121,7 +121,6 @@ def test_two_processes_score_like_one(name, tables, arguments, tmp_path):
     assert results["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["abalone", "diabetes", "insurance", "churn2"])
 @pytest.mark.parametrize("method", ["real", "smote", "tabddpm"])
 def test_published_tables(method, dataset, tmp_path, capsys):

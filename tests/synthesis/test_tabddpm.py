@@ -111,6 +111,7 @@ def test_a_table_comes_back_with_its_dependencies():
     assert not same.equals(other)
 
 
+@pytest.mark.slow
 def test_conditions_hold_and_the_rest_follows_them():
     torch.manual_seed(0)
     options = {"hidden": (64, 64), "num_diffusion_steps": 50, "learning_rate": 3e-3}
