@@ -260,10 +260,22 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
     note = f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours; published"
     note += f", also in parentheses: {table['source']}{others}." if both else f": {table['source']}{others}."
     lines = [list(line) for line in zip(*columns, strict=True)]
-    notes = [note, *missing(table, runs)]
+    notes = [note, *_warnings(rows, sorted(datasets), runs), *missing(table, runs)]
     if table.get("transposed"):
         headings, lines = _transposed(headings, lines, rows)
     return Sheet(name, table["caption"], headings, lines, notes)
+
+
+def _warnings(rows: list[Row], datasets: list[str], runs: Runs) -> list[str]:
+    """At most one line: what was wrong with which run."""
+    told = [
+        f"{row.title} on {dataset}, seed {results['seed']}: {warning.partition(':')[0]}"
+        for row in rows
+        for dataset in datasets
+        for results in row.runs(dataset, runs)
+        for warning in results.get("warnings", [])
+    ]
+    return [f"Warnings: {'; '.join(told)}."] if told else []
 
 
 def _transposed(
