@@ -22,6 +22,8 @@ IMPROVEMENT = 1e-4  # of the validation loss, relative; a smaller one does not c
 BLOCK = 4096  # rows at a time where no gradient is needed
 
 
+@torch.inference_mode(False)  # the Trainer's test, in which this is called, forbids gradients
+@torch.enable_grad()
 def mlp_predictions(
     data: EncodedTables,
     seed: int,

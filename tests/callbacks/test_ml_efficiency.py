@@ -192,6 +192,13 @@ def test_mlp_leaves_pytorch_as_it_was():
     assert (other["val"] != first["val"]).any()
 
 
+def test_mlp_trains_where_gradients_are_off():
+    data = EncodedTables.encode(tables(), "binclass")
+    expected = mlp_predictions(data, 0, **SMALL_MLP)["test"]
+    with torch.inference_mode():
+        np.testing.assert_array_equal(mlp_predictions(data, 0, **SMALL_MLP)["test"], expected)
+
+
 def test_a_diverging_mlp_is_an_error():
     data = EncodedTables.encode(tables("regression"), "regression")
     with pytest.raises(FloatingPointError, match=r"validation loss is (nan|inf) after \d+ epoch.* learning_rate, now"):
