@@ -6,7 +6,7 @@ synthetic table, stopped early by the real validation part.
 
 import numpy as np
 import pandas as pd
-from catboost import CatBoostClassifier, CatBoostRegressor, Pool
+from catboost import CatBoostClassifier, CatBoostError, CatBoostRegressor, Pool
 from numpy.typing import NDArray
 
 from callbacks.encoding import EncodedTables
@@ -45,8 +45,7 @@ def catboost_predictions(
         in regression the target [row].
 
     Raises:
-        ValueError: the training target is constant.
-        CatBoostError: an argument is out of range, or no column varies.
+        ValueError: the training target is constant, an argument is out of range, or no column varies.
     """
     targets, mean, deviation = (data.targets, 0.0, 1.0) if data.num_classes else data.z_scores()
     num_numericals = data.numericals["train"].shape[1]
@@ -80,7 +79,11 @@ def catboost_predictions(
         )
     else:
         model = CatBoostRegressor(eval_metric="RMSE", **arguments)
-    model.fit(pool("train", targets["train"]), eval_set=pool("val", targets["val"]))
+    try:
+        model.fit(pool("train", targets["train"]), eval_set=pool("val", targets["val"]))
+    except CatBoostError as error:
+        reason = str(error).partition("\n")[0].rpartition(": ")[2]
+        raise ValueError(f"CatBoost cannot be trained on synthetic rows: {reason}") from error
     pools = {part: pool(part) for part in ("val", "test")}
     if not data.num_classes:
         return {part: model.predict(each, thread_count=NUM_THREADS) * deviation + mean for part, each in pools.items()}

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from callbacks.rank_zero import on_rank_zero
 
 log = logging.getLogger("genpred")
 Classifier = Literal["multinomial", "binary"]
@@ -196,22 +197,5 @@ class DownstreamClassifier(Metric):
             standardised = downstream_scores(series, label, self.classifier, standardised=True)
             return scores | {f"{name}_standardised": standardised[name] for name in ("auroc", "auprc")}
 
-        scores = _on_rank_zero(fit)
+        scores = on_rank_zero(fit)
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in scores.items()}
-
-
-def _on_rank_zero(function: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Call ``function`` on rank 0 and give its result, or its failure as a ValueError, to every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return function()
-    outcome: list[dict[str, float] | str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome = [function()]
-        except Exception as error:  # whatever it is, the other ranks are waiting
-            log.exception("rank 0 failed")
-            outcome = [f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"]
-    torch.distributed.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], str):
-        raise ValueError(outcome[0])
-    return outcome[0]

@@ -24,8 +24,8 @@ class EncodedTables:
         categories: for each table the ranks of its categories among the first table's sorted ones, int64 [row, column];
             the column's count for a category that the first table lacks.
         counts: int64 [column], number of categories of each column in the first table.
-        targets: for each table its target [row]: int64, rank of the class among the first table's; in regression
-            float64.
+        targets: for each table its target [row]: int64, rank of the class among those of all tables, since a synthetic
+            table can lack a rare one; in regression float64.
         num_classes: 0 in regression.
     """
 
@@ -64,17 +64,12 @@ class EncodedTables:
             numbers = {name: _finite(y, f"{name} y") for name, y in targets.items()}
             targets = {name: y[:, 0].astype(np.float64) for name, y in numbers.items()}
             return cls(numericals, categories, counts, targets, 0)
-        classes, (num_classes,) = _ranks(targets, "y")
+        classes, (num_classes,) = _ranks(targets, "y", of_all=True)
         first = next(iter(tables))
         if task == "binclass" and num_classes > 2:
-            raise ValueError(f"task={task!r}, but {first} y has {num_classes} classes: set task='multiclass'")
+            raise ValueError(f"task={task!r}, but y has {num_classes} classes: set task='multiclass'")
         if num_classes < 2:
-            raise ValueError(f"{first} y has one class only, '{targets[first][0, 0]}': it needs rows of the others")
-        for name, ranks in classes.items():
-            unknown = ranks == num_classes
-            if unknown.any():
-                missing = targets[name][unknown][0]
-                raise ValueError(f"{first} y lacks the class '{missing}', which {name} y has: it needs rows of each")
+            raise ValueError(f"y has one class only, '{targets[first][0, 0]}', in all of {', '.join(tables)}")
         targets = {name: ranks[:, 0] for name, ranks in classes.items()}
         return cls(numericals, categories, counts, targets, int(num_classes))
 
@@ -129,14 +124,16 @@ def _finite(array: NDArray, place: str) -> NDArray[np.floating]:
     return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
-def _ranks(arrays: Mapping[str, NDArray], place: str) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """Ranks [row, column] of categories among the first array's sorted ones, and their number [column].
+def _ranks(
+    arrays: Mapping[str, NDArray], place: str, of_all: bool = False
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Ranks [row, column] of categories among the sorted ones of the first array, or of all, and their number [column].
 
     Raises:
         ValueError: a value is missing, or a column holds others than strings, integers or booleans.
     """
     strings = {name: _strings(array, f"{name} {place}") for name, array in arrays.items()}
-    first = next(iter(strings.values()))
+    first = np.concatenate([*strings.values()]) if of_all else next(iter(strings.values()))
     if not first.shape[1]:  # scikit-learn refuses tables without columns
         return {name: np.zeros(array.shape, np.int64) for name, array in strings.items()}, np.zeros(0, np.int64)
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.int64).fit(first)

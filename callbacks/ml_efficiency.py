@@ -134,12 +134,23 @@ def prediction_scores(task: Task, target: NDArray, prediction: NDArray[np.float6
 def _train_and_score(
     evaluator: Evaluator, data: EncodedTables, seed: int, task: Task, params: Mapping[str, Any]
 ) -> dict[str, float]:
-    predictions = evaluator(data, seed, **params)
+    present = np.unique(data.targets["train"])
+    if data.num_classes and len(present) == 1:  # nothing to learn but this; evaluators refuse it
+        predictions = {part: _certain(int(present[0]), len(data.targets[part]), data) for part in ("val", "test")}
+    else:
+        predictions = evaluator(data, seed, **params)
     return {
         f"{part}/{name}": value
         for part in ("val", "test")
         for name, value in prediction_scores(task, data.targets[part], predictions[part]).items()
     }
+
+
+def _certain(label: int, num_rows: int, data: EncodedTables) -> NDArray[np.float64]:
+    """What an evaluator predicts that has seen one class alone."""
+    if data.num_classes == 2:
+        return np.full(num_rows, float(label))
+    return np.tile(np.eye(data.num_classes)[label], (num_rows, 1))
 
 
 def _check_scorable(target: NDArray, part: str, task: Task) -> None:

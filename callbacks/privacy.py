@@ -118,6 +118,8 @@ def _encode(tables: dict[str, Table], task: Task) -> EncodedTables:
         ValueError: they cannot be used, or a synthetic row has a category that the training part lacks.
     """
     data = EncodedTables.encode(tables, task)
+    if data.num_classes and not np.isin(data.targets["synthetic"], data.targets["train"]).all():
+        raise ValueError("synthetic y has a class that train y lacks; leave its rows out")
     unknown = data.categories["synthetic"] == data.counts
     if unknown.any():
         i, j = np.argwhere(unknown)[0]

@@ -22,6 +22,7 @@ from callbacks.encoding import EncodedTables, Table, Task
 
 MAX_ROWS = 50_000  # of either table where columns are compared
 MAX_ROWS_LEARNT = 10_000  # of either table where a classifier is trained or neighbours are sought
+FOLDS = 3
 BINS = 10  # of a number beside a category
 WIDEST_ONE_HOT = 1000  # indicators in all; the categories of a wider table are told apart by trees and trends alone
 ALPHAS = np.linspace(0, 1, 30)  # shares of the support at which precision and recall are compared with their ideal
@@ -55,14 +56,19 @@ def quality_scores(synthetic: Table, real: Table, task: Task, seed: int = 0) -> 
         "pair_trends": float(np.mean(pair_trends(*columns, *categories))),
     }
     size = min(MAX_ROWS_LEARNT, *map(len, columns))
+    if size < FOLDS:
+        raise ValueError(f"{size} row(s) of a table are too few to be judged: draw and give at least {FOLDS}")
     rows = [np.hstack([x[:size], c[:size]]) for x, c in zip(columns, categories, strict=True)]
     points = _points([x[:size] for x in columns], [c[:size] for c in categories], counts)
     for name, tables, model in (
         ("trees", rows, HistGradientBoostingClassifier(random_state=seed)),
         ("logistic", points, make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))),
     ):
-        area = detection_auc(*tables, model, seed)
-        scores |= {f"detection_{name}": 2 - 2 * max(0.5, area), f"detection_auc_{name}": area}
+        areas = detection_aucs(*tables, model, seed)
+        scores |= {
+            f"detection_{name}": float(np.mean(2 - 2 * np.maximum(0.5, areas))),
+            f"detection_auc_{name}": float(np.mean(areas)),
+        }
     return scores | precision_recall(*points)
 
 
@@ -110,7 +116,7 @@ def pair_trends(
         trends.extend(1 - np.abs(difference[upper]) / 2)
     binned = [np.zeros_like(each, dtype=np.int64) for each in (real, synthetic)]
     for j in range(real.shape[1]):
-        edges = np.histogram_bin_edges(real[:, j], BINS)
+        edges = bin_edges(real[:, j], BINS)
         for codes, values in zip(binned, (real, synthetic), strict=True):
             codes[:, j] = np.digitize(values[:, j], edges)
     first = np.hstack([binned[0], real_ranks])
@@ -124,13 +130,13 @@ def pair_trends(
     return np.array(trends or [1.0])
 
 
-def detection_auc(synthetic: NDArray, real: NDArray, model: object, seed: int = 0) -> float:
-    """Area under the ROC curve of a classifier that tells tables [row, column] apart, mean of 3 stratified folds."""
+def detection_aucs(synthetic: NDArray, real: NDArray, model: object, seed: int = 0) -> NDArray[np.float64]:
+    """Area under the ROC curve of a classifier that tells tables [row, column] apart, in each of 3 stratified folds."""
     rows = np.concatenate([real, synthetic])
     label = np.repeat([1, 0], [len(real), len(synthetic)])
-    folds = list(StratifiedKFold(3, shuffle=True, random_state=seed).split(rows, label))
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(rows, label))
     probability = cross_val_predict(model, rows, label, cv=folds, method="predict_proba")[:, 1]
-    return float(np.mean([roc_auc_score(label[test], probability[test]) for _, test in folds]))
+    return np.array([roc_auc_score(label[test], probability[test]) for _, test in folds])
 
 
 def precision_recall(synthetic: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, float]:
@@ -144,11 +150,15 @@ def precision_recall(synthetic: NDArray[np.float64], real: NDArray[np.float64]) 
     center, synthetic_center = real.mean(0), synthetic.mean(0)
     radii = np.quantile(np.linalg.norm(real - center, axis=1), ALPHAS)
     precision = (np.linalg.norm(synthetic - center, axis=1)[:, None] <= radii).mean(0)
-    own = NearestNeighbors(n_neighbors=1).fit(real).kneighbors()[0][:, 0]  # distance of each real row to another
-    nearest, distance = pairwise_distances_argmin_min(real, synthetic)
+    # Distances from differences: those that a search returns are not 0 for a copy.
+    neighbor = NearestNeighbors(n_neighbors=1).fit(real).kneighbors(return_distance=False)[:, 0]
+    own = np.linalg.norm(real - real[neighbor], axis=1)  # of each real row to another
+    nearest, _ = pairwise_distances_argmin_min(real, synthetic)
+    distance = np.linalg.norm(real - synthetic[nearest], axis=1)
     from_center = np.linalg.norm(synthetic[nearest] - synthetic_center, axis=1)
     covered = (distance <= own)[:, None] & (from_center[:, None] <= np.quantile(from_center, ALPHAS))
-    closest, to_real = pairwise_distances_argmin_min(synthetic, real)
+    closest, _ = pairwise_distances_argmin_min(synthetic, real)
+    to_real = np.linalg.norm(synthetic - real[closest], axis=1)
     return {
         "alpha_precision": float(1 - np.abs(ALPHAS - precision).sum() / ALPHAS.sum()),
         "beta_recall": float(1 - np.abs(ALPHAS - covered.mean(0)).sum() / ALPHAS.sum()),
@@ -191,6 +201,13 @@ def associations(numbers: NDArray, ranks: NDArray[np.int64]) -> NDArray[np.float
             matrix[num_numbers + a, num_numbers + b] = matrix[num_numbers + b, num_numbers + a] = value
     np.fill_diagonal(matrix, 1)
     return matrix
+
+
+def bin_edges(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Edges of bins of equal width over the range of values [row]; a single bin if they hardly differ."""
+    low, high = float(values.min()), float(values.max())
+    edges = np.linspace(low, high, count + 1)
+    return edges if (np.diff(edges) > 0).all() else np.array([low, max(high, np.nextafter(low, np.inf))])
 
 
 def _sizes(ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from callbacks.encoding import Table, Task
 from callbacks.figures import COLOURS, save_figure
-from callbacks.quality import MAX_ROWS, associations, encoded_columns
+from callbacks.quality import MAX_ROWS, associations, bin_edges, encoded_columns
 
 MOST_COLUMNS = 60  # with a panel of their own
 MOST_BARS = 12  # categories with a bar, the commonest of the real rows
@@ -38,7 +38,7 @@ def distributions_figure(real: pd.DataFrame, synthetic: pd.DataFrame, categorica
         for ax, name in zip(axes, names, strict=False):
             draw = _bars if name in categorical else _histograms
             draw(ax, real[name].dropna(), synthetic[name].dropna())
-            ax.set_title(name)
+            ax.set_title(_plain(name))
             ax.set_yticks([])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -56,7 +56,7 @@ def shown_columns(table: Table, frame: pd.DataFrame, columns: Any, target: str) 
 
 
 def _histograms(ax: Any, real: pd.Series, synthetic: pd.Series) -> None:
-    edges = np.histogram_bin_edges(real.astype(float), BINS)
+    edges = bin_edges(real.to_numpy(float), BINS)
     style = {"bins": edges, "density": True, "histtype": "stepfilled", "alpha": 0.5}
     ax.hist(real.astype(float), color="0.4", label="real", **style)
     ax.hist(np.clip(synthetic.astype(float), edges[0], edges[-1]), color=COLOURS[0], label="synthetic", **style)
@@ -68,7 +68,12 @@ def _bars(ax: Any, real: pd.Series, synthetic: pd.Series) -> None:
     theirs = synthetic.astype(str).value_counts(normalize=True).reindex(shares.index, fill_value=0)
     ax.bar(places - 0.2, shares, 0.4, color="0.4", alpha=0.7, label="real")
     ax.bar(places + 0.2, theirs, 0.4, color=COLOURS[0], alpha=0.7, label="synthetic")
-    ax.set_xticks(places, [text[:12] for text in shares.index], rotation=90)
+    ax.set_xticks(places, [_plain(text[:12]) for text in shares.index], rotation=90)
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar does not begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def associations_figure(difference: NDArray[np.float64], names: list[str]) -> Figure:
@@ -83,8 +88,9 @@ def associations_figure(difference: NDArray[np.float64], names: list[str]) -> Fi
         figure = Figure(figsize=(size + 0.8, size), dpi=150, layout="constrained")
         ax = figure.subplots()
         image = ax.imshow(difference, cmap="magma_r", vmin=0, vmax=max(0.2, float(difference.max())))
-        ax.set_xticks(range(len(names)), names, rotation=90)
-        ax.set_yticks(range(len(names)), names)
+        labels = [_plain(name) for name in names]
+        ax.set_xticks(range(len(names)), labels, rotation=90)
+        ax.set_yticks(range(len(names)), labels)
         off_diagonal = difference[~np.eye(len(names), dtype=bool)]
         ax.set_title(f"|real - synthetic| association, mean {off_diagonal.mean() if off_diagonal.size else 0:.3f}")
         figure.colorbar(image, shrink=0.8)

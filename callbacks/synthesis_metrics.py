@@ -16,6 +16,7 @@ from callbacks.ml_efficiency import ml_efficiency
 from callbacks.mlp_evaluator import mlp_predictions
 from callbacks.privacy import privacy_scores
 from callbacks.quality import quality_scores
+from callbacks.rank_zero import on_rank_zero
 
 log = logging.getLogger("genpred")
 EVALUATORS = {"catboost": catboost_predictions, "mlp": mlp_predictions}
@@ -87,11 +88,9 @@ class SynthesisMetrics(L.Callback):
             dist.gather_object(self.frames, gathered, dst=0, group=group)
             for frames in gathered or []:
                 self.frames |= frames
-        scores = [self._scores(data.parts, data.codec, trainer.fast_dev_run) if trainer.is_global_zero else {}]
+        pl_module.log_dict(on_rank_zero(lambda: self._scores(data.parts, data.codec, trainer.fast_dev_run), group))
         if group is not None:
-            dist.broadcast_object_list(scores, src=0, group=group)
             dist.destroy_process_group(group)
-        pl_module.log_dict(scores[0])
 
     def _scores(self, parts: Mapping[str, Table], codec: Codec, fast: bool) -> dict[str, float]:
         tables = [codec.table(self.frames[seed]) for seed in sorted(self.frames)]

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +185,14 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     logger = None if dry_run else _logger(experiment, folder)
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
-    if is_trained(module):
-        resumed = None if dry_run else latest_checkpoint(checkpoints)
-        if resumed:
-            log.info("continuing from %s", resumed)
-        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-    scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
+    with _one_line(data):
+        if is_trained(module):
+            resumed = None if dry_run else latest_checkpoint(checkpoints)
+            if resumed:
+                log.info("continuing from %s", resumed)
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     by_variable = _by_variable(metrics.by_feature, data.variables) if hasattr(data, "variables") else {}
     published = published_figures(experiment.name) if data.comparable else {}
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
@@ -224,6 +226,18 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         if isinstance(logger, WandbLogger):
             _finish_wandb(logger, results)
     return results
+
+
+@contextlib.contextmanager
+def _one_line(data: L.LightningDataModule) -> Iterator[None]:
+    """Whether a table suits a method or a metric is seen when they meet: what they say of it is for the user."""
+    try:
+        yield
+    except ValueError as error:
+        if data.task != "synthesis" or isinstance(error, ConfigError):
+            raise
+        log.exception("the run cannot go on")
+        raise RunError(" ".join(str(error).split())) from error
 
 
 def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict[str, float]]:

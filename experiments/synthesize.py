@@ -83,7 +83,10 @@ def synthesize(
     for each in where:
         if "=" not in each[1:]:
             raise ConfigError(f"--where '{each}': write column=value")
-    conditions = dict(each.split("=", 1) for each in where)
+    pairs = [each.split("=", 1) for each in where]
+    conditions = dict(pairs)
+    if len(conditions) < len(pairs):
+        raise ConfigError(f"--where: {', '.join(where)} name a column twice; give it one value")
     import torch
 
     from callbacks.synthetic_table import write_table
@@ -93,11 +96,12 @@ def synthesize(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         module = module.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
+        generator = torch.Generator(device).manual_seed(seed)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"--device {device} cannot be used: {reason}") from error
     try:
-        frame = module.sample(num_rows, torch.Generator(device).manual_seed(seed), conditions)
+        frame = module.sample(num_rows, generator, conditions)
         write_table(frame, output)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -124,7 +128,10 @@ def load(run: Path) -> "Synthesizer":
     folder = run.parent.parent if run.suffix == ".ckpt" else run
     if not (folder / "config.yaml").is_file() or (run.suffix == ".ckpt" and not run.is_file()):
         raise ConfigError(f"--checkpoint {run}: not a run's folder (with config.yaml in it) nor a checkpoint in one")
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    try:
+        config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception as error:  # the parser's own errors have no common base class
+        raise ConfigError(f"{folder / 'config.yaml'}: not valid YAML: {' '.join(str(error).split())}") from error
     data_class = load_class(config["data"]["class"], f"{folder / 'config.yaml'}: data.class")
     if getattr(data_class, "task", None) != "synthesis":
         raise ConfigError(f"--checkpoint {run}: its run is not one of synthesis, but on {data_class.__name__}")
@@ -134,15 +141,15 @@ def load(run: Path) -> "Synthesizer":
             f"--checkpoint {run}: there is no checkpoint; a method without training (real, smote) keeps nothing "
             f"to draw from, and the training of another has to begin first"
         )
-    module = build_module(Experiment(str(folder), "", "", "", config))
     try:
+        module = build_module(Experiment(str(folder), "", "", "", config))
         stored = AtomicCheckpointIO().load_checkpoint(checkpoint)
         # The table's own arguments, such as its path, are of no use without it.
         data = data_class(**{key: value for key, value in config["data"].items() if key != "class"})
         data.load_state_dict(stored[data_class.__qualname__])
         module.attach(data)
         module.load_state_dict(stored["state_dict"])
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ConfigError(f"--checkpoint {checkpoint} cannot be used: {' '.join(str(error).split())}") from error
     return module
 

@@ -175,13 +175,18 @@ BOOTSTRAP = Column(METRICS["test/auroc_std"].title)
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one variant of a method; `listed`: the table names it, so that it competes for the best figure."""
+    """The runs of one variant of a method.
+
+    It competes for the best figure if the table names it (`listed`) and it is not what others are measured by
+    (`reference`).
+    """
 
     title: str
     method: str
     overrides: dict[str, Any]
     variant: str
     listed: bool = True
+    reference: bool = False
 
     @property
     def name(self) -> str:
@@ -198,7 +203,13 @@ def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
     """The rows of a table's description; `further` overrides are part of the variants."""
     shared = table.get("overrides", {}) | further
     return [
-        Row(each["title"], each["method"], own := each.get("overrides", {}), variant_name(own | shared))
+        Row(
+            each["title"],
+            each["method"],
+            own := each.get("overrides", {}),
+            variant_name(own | shared),
+            reference=each.get("reference", False),
+        )
         for each in table["rows"]
     ]
 
@@ -326,11 +337,12 @@ def _column(
             figure and Figure(figure.mean, spread.mean if spread else None)
             for figure, spread in zip(ours, spreads, strict=True)
         ]
-    best = _best(metric, [figure for figure, row in zip(ours, rows, strict=True) if figure and row.listed])
+    competing = [row.listed and not row.reference for row in rows]
+    best = _best(metric, [figure for figure, competes in zip(ours, competing, strict=True) if figure and competes])
     its_cells = []
-    for row, figure, their in zip(rows, ours, theirs, strict=True):
+    for competes, figure, their in zip(competing, ours, theirs, strict=True):
         cell = figure_cell(figure)
-        is_best = row.listed and figure is not None and f"{figure.mean:.3f}" == best
+        is_best = competes and figure is not None and f"{figure.mean:.3f}" == best
         beside = their.text if show == "both" and their.text != DASH else ""
         numbers = cell.numbers + (their.numbers if show == "both" else ())
         its_cells.append(Cell(cell.text, beside, numbers, is_best))

@@ -436,3 +436,37 @@ def test_the_readme_shows_what_the_report_prints(name, capsys):
     shown = readme.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
     assert main([name, "--format", "markdown", str(ROOT / "results")]) == 0
     assert shown == capsys.readouterr().out
+
+
+def test_a_transposed_table_has_a_line_for_each_data_set_and_deviations_within_runs(tmp_path):
+    """Real rows compete for nothing, and rows on a substitute for the data are not shown."""
+    for method, value, more in (
+        ("real", 0.9, {}),
+        ("smote", 0.5, {}),
+        ("tabddpm", 0.55, {"warnings": ["loud: it is"]}),
+    ):
+        for dataset in ("abalone", "higgs-small"):
+            metric = "r2" if dataset == "abalone" else "f1"
+            metrics = {f"test/{metric}_catboost": value, f"test/{metric}_catboost_std": 0.01}
+            write(tmp_path, f"{method}_{dataset}", 0, metrics)
+            path = tmp_path / f"{method}_{dataset}-default-0.json"
+            changed = json.loads(path.read_text()) | more | {"comparable": dataset == "abalone"}
+            path.write_text(json.dumps(changed))
+    sheet = table_sheet("table4", collect([tmp_path]))
+    assert [column.title for column in sheet.columns] == ["data set", "Real", "SMOTE", "TabDDPM", "TabDDPM plus"]
+    assert len(sheet.rows) == 16
+    first = [cell.shown(("**", "**")) for cell in sheet.rows[0]]
+    assert first == [
+        "abalone, R2 ↑",
+        "0.900 ± 0.010 (0.556 ± 0.004)",
+        "0.500 ± 0.010 (0.549 ± 0.005)",
+        "**0.550 ± 0.010** (0.550 ± 0.010)",
+        "–",
+    ]
+    higgs = next(row for row in sheet.rows if row[0].text.startswith("higgs-small"))
+    assert [cell.text for cell in higgs[1:]] == ["–"] * 4
+    assert "Warnings: TabDDPM on abalone, seed 0: loud." in sheet.notes
+    read = list(csv.DictReader(io.StringIO(comma_separated(sheet))))
+    assert read[0]["TabDDPM"] == "0.55"
+    assert read[0]["published TabDDPM SD"] == "0.01"
+    assert {len(row) for row in read} == {len(next(csv.reader(io.StringIO(comma_separated(sheet)))))}

@@ -96,7 +96,11 @@ class TableDataModule(ResumableDataModule):
         sampler = BatchIndexSampler(
             len(self.frame), self.hparams.batch_size, True, self.hparams.seed, self.rank, self.world_size
         )
-        return RowLoader(sampler, self.trainer.max_steps if self.trainer.max_steps > 0 else None)
+        if self.trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps={self.trainer.max_steps}: training on a table is counted in steps; set max_steps"
+            )
+        return RowLoader(sampler, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
 
     def test_dataloader(self) -> RequestLoader:
         """Requests for this rank's synthetic tables, one for each sampling seed."""

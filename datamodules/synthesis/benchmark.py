@@ -90,8 +90,8 @@ class BenchmarkTable(TableDataModule):
 
     @property
     def comparable(self) -> bool:
-        """Whether the rows are the published ones."""
-        return self.data_variant == "published"
+        """Whether the rows and their parts are the published ones."""
+        return self.hparams.split == "published" and self.data_variant == "published"
 
     @cached_property
     def data_sha256(self) -> dict[str, str]:

@@ -56,6 +56,9 @@ class Columns(Protocol):
     def value(self, name: str, value: Any) -> Any:
         """A value that a column is to have, as its array holds it."""
 
+    def mask_of(self, name: str) -> str | None:
+        """Name of the categorical column that says where a numerical one has gaps; None: it has none."""
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
 
@@ -93,6 +96,10 @@ class NamedColumns:
     def value(self, name: str, value: Any) -> Any:
         """The value itself."""
         return value
+
+    def mask_of(self, name: str) -> str | None:
+        """None: there are no gaps."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """The names."""
@@ -199,6 +206,9 @@ class TableCodec:
             elif name in columns.numerical or name == columns.target:
                 feature = 0 if name == columns.target else columns.numerical.index(name) + (not self.class_counts)
                 numericals[feature] = self._score(name, columns.value(name, value), feature)
+                if (mask := columns.mask_of(name)) is not None:
+                    column = columns.categorical.index(mask)
+                    categories[column] = _number(self.transform.categorical.categories[column], name, "no")
             else:
                 known = ", ".join([*columns.numerical, *columns.categorical, columns.target])
                 raise ValueError(f"the table has no column {name!r}; it has {known}")

@@ -42,12 +42,11 @@ class RowLoader:
 
     Args:
         sampler: of one pass.
-        num_batches: steps in all; None: one pass.
+        num_batches: in all.
     """
 
-    def __init__(self, sampler: BatchIndexSampler, num_batches: int | None = None) -> None:
-        self.sampler = sampler
-        self.num_batches = len(sampler) if num_batches is None else num_batches
+    def __init__(self, sampler: BatchIndexSampler, num_batches: int) -> None:
+        self.sampler, self.num_batches = sampler, num_batches
         self._done = 0
 
     def __len__(self) -> int:

@@ -4,9 +4,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def alternate(steps: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
@@ -35,6 +37,28 @@ def largest_error(results: Sequence[Tensor], references: Sequence[Tensor]) -> fl
         ((result - reference).abs().max() / reference.abs().max()).item()
         for result, reference in zip(results, references, strict=True)
     )
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the device; views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function._schema.returns
+        alias = returned[0].alias_info if returned else None
+        self.count += alias is None or alias.is_write
+        return function(*args, **(kwargs or {}))
+
+
+def operations(step: Callable[[], object]) -> int:
+    """Operations of one run of a step that has run before."""
+    step()
+    with Operations() as counted:
+        step()
+    return counted.count
 
 
 def ratio(slow: list[float], fast: list[float]) -> str:

@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from datamodules.synthesis.codec import EncodedTable, NamedColumns, TableCodec
 from datamodules.synthesis.preprocessing import Table
-from experiments.benchmarks.measure import alternate, peak_memory, ratio, state
+from experiments.benchmarks.measure import alternate, operations, peak_memory, ratio, state
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
 
@@ -112,28 +111,6 @@ def _network_input(model: TabDDPM, batch: EncodedTable) -> tuple[torch.nn.Module
     row = torch.randn(len(batch.target), sum(model.sizes))
     step = torch.randint(model.hparams.num_diffusion_steps, (len(row),))
     return copy.deepcopy(model.denoiser), row, step, batch.target if len(model.codec.class_counts) else None
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that reach the device; views do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = function._schema.returns
-        alias = returned[0].alias_info if returned else None
-        self.count += alias is None or alias.is_write
-        return function(*args, **(kwargs or {}))
-
-
-def operations(step: Callable[[], object]) -> int:
-    """Operations of one run of a step that has run before."""
-    step()
-    with Operations() as counted:
-        step()
-    return counted.count
 
 
 def reverse_steps(model: TabDDPM, num_rows: int, target: Tensor | None) -> Callable[[], object]:

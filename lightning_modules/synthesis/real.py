@@ -28,7 +28,9 @@ class Real(Synthesizer):
         if conditions:
             raise ValueError("real rows take no conditions: select them with pandas")
         if num_rows > len(self.frame):
-            raise ValueError(f"num_rows={num_rows}: the training part has {len(self.frame)} rows")
+            raise ValueError(
+                f"num_rows={num_rows}: the training part has {len(self.frame)} rows; lower data.num_samples"
+            )
         if num_rows == len(self.frame):
             return self.frame
         chosen = torch.randperm(len(self.frame), generator=generator, device=generator.device)[:num_rows]

@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import OneHotEncoder
 
 from lightning_modules.synthesis.base import Synthesizer, TableSource
+
+WIDEST_DENSE = 512  # indicators of categories up to which dense rows are quicker
 
 
 class SMOTE(Synthesizer):
@@ -55,21 +58,24 @@ class SMOTE(Synthesizer):
         self.groups = [np.flatnonzero(groups == group) for group in range(num_classes or 2)]
         alone = [len(rows) for rows in self.groups].index(1) if 1 in map(len, self.groups) else None
         if alone is not None:
-            raise ValueError(f"class {alone} of the target has one row only, so that it has no neighbour: leave it out")
+            which = f"class {alone} of the target" if num_classes else "one half of the target, cut at its median,"
+            raise ValueError(f"{which} has one row only, so that it has no neighbour: leave it out")
         self.groups = [rows for rows in self.groups if len(rows)]
         points = self._points()
         self.neighbors = [self._neighbors(points[rows], rows) for rows in self.groups]
 
-    def _points(self) -> NDArray[np.float64]:
+    def _points(self) -> NDArray[np.float32] | csr_matrix:
         """Rows with the distance that neighbours are found by, [row, coordinate]."""
         if not self.categories.shape[1]:
             return self.numericals
         smallest = min(self.groups, key=len)
         unit = np.median(self.numericals[smallest].std(axis=0)) / 2
-        indicators = OneHotEncoder(dtype=np.float32).fit_transform(self.categories)
-        return np.hstack([self.numericals, indicators.toarray() * np.float32(unit)])
+        indicators = OneHotEncoder(dtype=np.float32).fit_transform(self.categories) * np.float32(unit)
+        if indicators.shape[1] > WIDEST_DENSE:
+            return csr_matrix(hstack([self.numericals, indicators]))
+        return np.hstack([self.numericals, indicators.toarray()])
 
-    def _neighbors(self, points: NDArray, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _neighbors(self, points: NDArray | csr_matrix, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Nearest other rows of each of a group's rows, [row, neighbor]."""
         count = min(self.hparams.num_neighbors, len(rows) - 1)
         return rows[NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)]

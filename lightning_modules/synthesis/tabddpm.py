@@ -29,6 +29,7 @@ from lightning_modules.synthesis.base import Conditions, Synthesizer, TableSourc
 
 # Rows that pass through the network together while sampling: as many as keep a GPU busy, or fit a CPU's cache.
 _ROWS_AT_ONCE, _ROWS_AT_ONCE_ON_CPU = 2**16, 2**11
+_NUMBERS_AT_ONCE = 2**26  # of a [row, category] tensor, several of which exist at a time
 
 
 class RowBatch(Protocol):
@@ -118,6 +119,8 @@ class TabDDPM(Synthesizer):
     def on_fit_start(self) -> None:
         """Move the training part to the device. No buffer: DDP would send buffers around in every step."""
         self.encoded = type(self.encoded)(*(tensor.to(self.device) for tensor in self.encoded))
+        if self.trainer.world_size > 1:  # or all ranks would draw the same steps and noise; a resume restores its own
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
         self.loss_sums, self.num_summed = torch.zeros(2, device=self.device), 0
 
     def training_step(self, batch: RowBatch, batch_index: int) -> Tensor:
@@ -125,7 +128,8 @@ class TabDDPM(Synthesizer):
         losses = self.compiled_losses(*(tensor[batch.index] for tensor in self.encoded))
         # Single steps are too noisy to be read; nothing waits for the device but the step that is logged.
         self.loss_sums, self.num_summed = self.loss_sums + losses.detach(), self.num_summed + 1
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps
+        if every and (self.trainer.global_step + 1) % every == 0:
             means = self.loss_sums / self.num_summed
             self.log_dict({"train/gaussian_loss": means[0], "train/multinomial_loss": means[1]})
             self.log("train/loss", means.sum())
@@ -184,7 +188,7 @@ class TabDDPM(Synthesizer):
     def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
         """The optimiser's step, then the average's: a checkpoint is written before any hook at the end of a batch."""
         super().optimizer_step(epoch, batch_index, *arguments, **named)
-        self.update_average(batch_index)  # all steps are one epoch
+        self.update_average(self.trainer.global_step - 1)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -227,6 +231,7 @@ class TabDDPM(Synthesizer):
         given = self.codec.encode_conditions(conditions or {})
         target = self.draw_target(num_rows, generator, given.target)
         at_once = _ROWS_AT_ONCE_ON_CPU if self.device.type == "cpu" else _ROWS_AT_ONCE
+        at_once = max(256, min(at_once, _NUMBERS_AT_ONCE // sum(self.sizes)))
         network = self.denoiser if self.average is None else self.average
         was_training = network.training
         network.eval()

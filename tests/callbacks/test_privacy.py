@@ -158,7 +158,7 @@ def test_tables_without_numericals_or_categories():
         (lambda X, C, y: (X[:, :1], C, y), r"synthetic X_num has 1 column\(s\), but that of train 2"),
         (lambda X, C, y: (X, None, y), r"synthetic X_cat has 0 column\(s\), but that of train 2"),
         (lambda X, C, y: (X, C, y[:-1]), r"synthetic X_num has shape \(50, 2\), expected \(49, columns\)"),
-        (lambda X, C, y: (X, C, np.full(50, 2)), "train y lacks the class '2', which synthetic y has"),
+        (lambda X, C, y: (X, C, np.full(50, 2)), "task='binclass', but y has 3 classes"),
         (lambda X, C, y: (X[:0], C[:0], y[:0]), r"synthetic y has shape \(0,\)"),
     ],
 )

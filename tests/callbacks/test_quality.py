@@ -26,10 +26,15 @@ def test_two_draws_of_one_distribution_are_alike_and_shifted_ones_are_not():
     shifted = quality.quality_scores(table(3000, 1, shift=4.0), real, "binclass")
     assert shifted["detection_trees"] < 0.1
     assert shifted["detection_auc_trees"] > 0.95
-    assert shifted["detection_trees"] == pytest.approx(2 - 2 * shifted["detection_auc_trees"])
+    assert shifted["detection_trees"] == pytest.approx(2 - 2 * shifted["detection_auc_trees"])  # no fold is below 1/2
     assert shifted["alpha_precision"] < 0.5
     copied = quality.quality_scores(real, real, "binclass")
     assert copied["authenticity"] == 0
+    X_num, C, y = real
+    grid = (np.round(X_num), C, y)  # many rows are there more than once
+    copied = quality.quality_scores(grid, grid, "binclass")
+    assert copied["authenticity"] == 0
+    assert copied["beta_recall"] > 0.9
     assert copied["column_shapes"] == pytest.approx(1)
     assert copied["pair_trends"] == pytest.approx(1)
 
