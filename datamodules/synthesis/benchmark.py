@@ -41,6 +41,7 @@ class BenchmarkTable(TableDataModule):
         split: "published", or "seeded": see `load_arrays`.
         split_seed: of a seeded split.
         normalisation: of the numerical columns, see `TableTransform.fit`.
+        atoms: share of the rows above which a number is a state of its own, see `Atoms`; None: as published, none is.
         spread_ties: spread equal numbers over their ranks, see `QuantileTransform.transform`; False: as published.
         num_samples: rows of a synthetic table; None: as many as the training part has.
         evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3.
@@ -61,6 +62,7 @@ class BenchmarkTable(TableDataModule):
         split: SplitName = "published",
         split_seed: int = 0,
         normalisation: Normalisation = "quantile",
+        atoms: float | None = None,
         spread_ties: bool = False,
         num_samples: int | None = None,
         evaluation: Evaluation = "published",
@@ -116,7 +118,7 @@ class BenchmarkTable(TableDataModule):
             part: Table(*(arrays.get(f"{key}_{part}") for key in ("X_num", "X_cat", "y"))) for part in row_splits.PARTS
         }
         columns = NamedColumns(dataset.numerical, dataset.categorical, dataset.target)
-        codec = TableCodec.fit(parts["train"], columns, dataset.task, options.normalisation)
+        codec = TableCodec.fit(parts["train"], columns, dataset.task, options.normalisation, options.atoms)
         self.prepare(parts, codec, options.spread_ties)
 
 

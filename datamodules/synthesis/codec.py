@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from datamodules.synthesis.atoms import Atoms
 from datamodules.synthesis.preprocessing import Normalisation, Table, TableTransform, Task
 
 
@@ -116,33 +117,45 @@ class TableCodec:
     """Columns of a table and the transform that was fitted to its training part.
 
     Attributes:
-        transform: of the arrays.
+        transform: of the arrays, after `atoms` has split them.
         columns: of the table.
+        atoms: numbers that are states.
         class_counts: training rows of each class; empty in regression.
     """
 
     transform: TableTransform
     columns: Columns
+    atoms: Atoms
     class_counts: tuple[int, ...]
 
     @classmethod
-    def fit(cls, train: Table, columns: Columns, task: Task, normalisation: Normalisation) -> Self:
+    def fit(
+        cls, train: Table, columns: Columns, task: Task, normalisation: Normalisation, atoms: float | None = None
+    ) -> Self:
         """Fit to a training part.
+
+        Args:
+            train: its arrays.
+            columns: of the table.
+            task: "binclass", "multiclass" or "regression".
+            normalisation: of the numbers.
+            atoms: share of the rows above which a number is a state, see `Atoms`; None: no number is.
 
         Raises:
             ValueError: it cannot be used, see `TableTransform.fit`.
         """
-        transform = TableTransform.fit(*train, task, normalisation)
+        found = Atoms({}, frozenset()) if atoms is None else Atoms.fit(train.X_num, atoms)
+        transform = TableTransform.fit(*found.split(train, np.random.default_rng(0)), task, normalisation)
         counts: tuple[int, ...] = ()
         if transform.num_classes:
             number = transform.target.encode(np.asarray(train.y)[:, None])[:, 0]
             counts = tuple(np.bincount(number, minlength=transform.num_classes).tolist())
-        return cls(transform, columns, counts)
+        return cls(transform, columns, found, counts)
 
     @property
     def num_numericals(self) -> int:
         """Numerical features that a model sees, a real target among them."""
-        return len(self.columns.numerical) + (not self.class_counts)
+        return len(self.columns.numerical) - len(self.atoms.whole) + (not self.class_counts)
 
     @property
     def category_counts(self) -> list[int]:
@@ -159,6 +172,7 @@ class TableCodec:
 
     def encode(self, table: Table, generator: np.random.Generator | None = None) -> EncodedTable:
         """Rows as models see them; `generator` spreads equal numbers over their ranks."""
+        table = self.atoms.split(table, generator or np.random.default_rng(0))
         encoded = self.transform.transform(*table, generator)
         return EncodedTable(*(torch.from_numpy(np.ascontiguousarray(array)) for array in encoded))
 
@@ -179,6 +193,7 @@ class TableCodec:
                 not as the quantiles' inverse has it.
         """
         table = self.transform.inverse(numericals.numpy(), categories.numpy(), target)
+        table = self.atoms.merge(table, len(self.columns.numerical), np.dtype(self.transform.num_type or np.float64))
         for name, value in (conditions or {}).items():
             if name in self.columns.numerical:
                 table.X_num[:, self.columns.numerical.index(name)] = self.columns.value(name, value)
@@ -204,8 +219,17 @@ class TableCodec:
             elif name == columns.target and self.class_counts:
                 target = _number(self.transform.target.categories[0], name, value)
             elif name in columns.numerical or name == columns.target:
-                feature = 0 if name == columns.target else columns.numerical.index(name) + (not self.class_counts)
-                numericals[feature] = self._score(name, columns.value(name, value), feature)
+                number = _finite(name, columns.value(name, value))
+                place = columns.numerical.index(name) if name in columns.numerical else None
+                if place in self.atoms.values:
+                    state = list(self.atoms.values).index(place)
+                    column = len(columns.categorical) + state
+                    text = self.atoms.states(place, np.array([number]))[0]
+                    categories[column] = _number(self.transform.categorical.categories[column], name, text)
+                if place not in self.atoms.whole:
+                    kept = 0 if place is None else self.atoms.kept(len(columns.numerical)).index(place)
+                    feature = kept + (not self.class_counts and place is not None)
+                    numericals[feature] = self._score(number, feature)
                 if (mask := columns.mask_of(name)) is not None:
                     column = columns.categorical.index(mask)
                     categories[column] = _number(self.transform.categorical.categories[column], name, "no")
@@ -214,14 +238,8 @@ class TableCodec:
                 raise ValueError(f"the table has no column {name!r}; it has {known}")
         return EncodedConditions(target, numericals, categories)
 
-    def _score(self, name: str, value: Any, feature: int) -> float:
-        """A number of a column as a model sees it."""
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}={value!r}: the column is numerical, give it a number") from error
-        if not np.isfinite(number):
-            raise ValueError(f"{name}={value!r}: give a finite number")
+    def _score(self, number: float, feature: int) -> float:
+        """A number of a feature as a model sees it."""
         row = np.zeros((1, self.num_numericals))
         row[0, feature] = number
         return float(self.transform.numerical.transform(row)[0, feature])
@@ -231,6 +249,7 @@ class TableCodec:
         return {
             "transform": self.transform.state_dict(),
             "columns": self.columns.state_dict(),
+            "atoms": self.atoms.state_dict(),
             "class_counts": list(self.class_counts),
         }
 
@@ -240,8 +259,20 @@ class TableCodec:
         return cls(
             TableTransform.from_state(state["transform"]),
             columns_class.from_state(state["columns"]),
+            Atoms.from_state(state["atoms"]),
             tuple(state["class_counts"]),
         )
+
+
+def _finite(name: str, value: Any) -> float:
+    """A value of a numerical column as a number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r}: the column is numerical, give it a number") from error
+    if not np.isfinite(number):
+        raise ValueError(f"{name}={value!r}: give a finite number")
+    return number
 
 
 def _number(categories: np.ndarray, name: str, value: Any) -> int:
