@@ -101,7 +101,7 @@ def test_what_cannot_be_drawn_is_one_line(trained, arguments, message, capsys, t
         (
             lambda frame: frame.assign(height=np.where(frame.index == 3, np.inf, 1.5)),
             [],
-            "column height, row 3: infinite",
+            "column height, row 3: inf is infinite",
         ),
         (lambda frame: frame, ["data.columns.city=number"], "column city, row 1: "),
         (lambda frame: frame, ["data.columns.city=nmber"], "data.columns"),
@@ -122,3 +122,12 @@ def test_a_table_that_cannot_be_used_is_one_line(change, arguments, message, tmp
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_given_number_is_given_in_every_row_where_the_column_has_gaps(trained, tmp_path):
+    output = tmp_path / "synthetic.csv"
+    arguments = ["--checkpoint", str(trained), "--rows", "60", "--output", str(output)]
+    assert synthesize([*arguments, "--where", "height=1.75", "--where", "score=150"]) == 0
+    frame = pd.read_csv(output)
+    assert (frame["height"] == 1.75).all()
+    assert (frame["score"] == 150).all()

@@ -1,6 +1,7 @@
 """The user's own table, CSV or Parquet: what its columns are is inferred, and can be told."""
 
 import logging
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,13 @@ class CSV(TableDataModule):
         if self.parts is not None:
             return
         options, (frame, columns) = self.hparams, self.table
-        table = columns.table(frame)
-        by_class = table.y if columns.task != "regression" else None
+        classes = columns.target_values(frame) if columns.task != "regression" else None
         try:
-            rest, test = _split(np.arange(len(frame)), by_class, options.test_fraction, options.split_seed)
+            rest, test = _split(np.arange(len(frame)), classes, options.test_fraction, options.split_seed)
             share = options.validation_fraction / (1 - options.test_fraction)
-            train, val = _split(rest, by_class, share, options.split_seed)
+            train, val = _split(rest, classes, share, options.split_seed)
+            columns = columns.with_fills(frame.iloc[train])
+            table = columns.table(frame)
             parts = {
                 name: Table(*(None if array is None else array[rows] for array in table))
                 for name, rows in (("train", train), ("val", val), ("test", test))
@@ -157,16 +159,61 @@ def read_table(path: Path, separator: str) -> pd.DataFrame:
     if path.suffix not in (".csv", ".parquet"):
         raise TableError(f"{path}: it must end in .csv or .parquet")
     try:
-        frame = pd.read_csv(path, sep=separator) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = _read_csv(path, separator) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if frame.columns.duplicated().any():
-        raise TableError(f"{path}: column {frame.columns[frame.columns.duplicated()][0]!r} is there twice; rename one")
+        raise TableError(f"{path} cannot be read: {error}") from error
+    frame = frame.rename(columns=str)
+    _check_names(frame.columns, path)
     if len(frame) < 10:
         raise TableError(f"{path} has {len(frame)} rows, too few to learn from")
-    return frame.rename(columns=str)
+    return frame
 
 
-def _split(rows: np.ndarray, by_class: np.ndarray | None, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    stratify = None if by_class is None else by_class[rows]
-    return tuple(train_test_split(rows, test_size=fraction, random_state=seed, stratify=stratify))
+def _read_csv(path: Path, separator: str) -> pd.DataFrame:
+    """A CSV file's rows; integers beside gaps as Int64."""
+    # pandas renames a name that is there twice.
+    header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+    _check_names(pd.Index([name for name in header.iloc[0] if name]), path)
+    # In one piece, for otherwise a column's type may change on the way.
+    frame = pd.read_csv(path, sep=separator, low_memory=False)
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise TableError(f"{path}: its rows have more cells than its header; give every column a name")
+    # pandas makes floats of integers beside gaps: they would be inexact beyond 2**53, and written with a point.
+    whole = [j for j, name in enumerate(frame) if _is_whole_with_gaps(frame[name])]
+    if whole:
+        exact = pd.read_csv(path, sep=separator, usecols=whole, dtype="Int64")
+        for name in exact:
+            frame[name] = exact[name]
+    return frame
+
+
+def _is_whole_with_gaps(values: pd.Series) -> bool:
+    present = values.dropna()
+    if values.dtype != np.float64 or not 0 < len(present) < len(values):
+        return False
+    return bool(((np.rint(present) == present) & (present.abs() < 2**63)).all())
+
+
+def _check_names(names: pd.Index, path: Path) -> None:
+    if names.duplicated().any():
+        raise TableError(f"{path}: column {names[names.duplicated()][0]!r} is there twice; rename one")
+
+
+def _split(rows: np.ndarray, classes: np.ndarray | None, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in two parts, the second of a fraction of them; by class, where classes [row of the table] are given."""
+    if classes is None:
+        return tuple(train_test_split(rows, test_size=fraction, random_state=seed))
+    names, counts = np.unique(classes[rows], return_counts=True)
+    if counts.min() < 2:
+        rarest = names[counts.argmin()]
+        raise ValueError(
+            f"class {rarest!r} of the target has too few rows for a training, a validation and a test part "
+            f"({(classes == rarest).sum()} in all): leave such rows out, or merge classes"
+        )
+    second = math.ceil(fraction * len(rows))
+    if min(second, len(rows) - second) < len(names):
+        raise ValueError(
+            f"{len(names)} classes do not fit in parts of {fraction:.0%} and {1 - fraction:.0%} of {len(rows)} rows: "
+            f"leave rows of rare classes out, or merge classes"
+        )
+    return tuple(train_test_split(rows, test_size=fraction, random_state=seed, stratify=classes[rows]))
