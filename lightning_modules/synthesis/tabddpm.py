@@ -114,7 +114,8 @@ class TabDDPM(Synthesizer):
         self.encoded = source.encoded
         if self.encoded is not None and self.segments:
             self.segments.check(self.encoded.categories)
-        self.compiled_losses = torch.compile(self.losses) if hparams.compile else self.losses
+        # For the shapes at hand: batches have one or two sizes, and random numbers of symbolic shape are not compiled.
+        self.compiled_losses = torch.compile(self.losses, dynamic=False) if hparams.compile else self.losses
 
     def on_fit_start(self) -> None:
         """Move the training part to the device. No buffer: DDP would send buffers around in every step."""

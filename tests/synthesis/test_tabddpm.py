@@ -221,3 +221,18 @@ def test_wrong_arguments_are_named():
         TabDDPM(network="resnet", hidden=(8, 9))
     with pytest.raises(ValueError, match=r"count=2000"):
         TabDDPM(sampling_steps=2000)
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_those_that_are_not():
+    """In expectation: compiled random numbers are others. Two tables, so that shapes change."""
+    for num_rows in (3000, 2000):
+        table, losses = mixed(num_rows), {}
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            model = TabDDPM(hidden=(16,), num_diffusion_steps=20, compile=compiled)
+            model.attach(table)
+            torch.manual_seed(1)
+            with torch.no_grad():
+                losses[compiled] = torch.stack([model.compiled_losses(*table.encoded) for _ in range(20)]).mean(0)
+        torch.testing.assert_close(losses[True], losses[False], rtol=0.05, atol=0.02)
