@@ -75,8 +75,8 @@ def preset_cases():
                 yield name, preset
 
 
-# Every method on the data that are quickest to make, the simple fills on one of them; the rest with -m slow.
-QUICK = re.compile(r".*_physionet|(?!last|next|median|linear).*_digits")
+# Some methods on the data that are quickest to make; the rest with -m slow.
+QUICK = re.compile(r"(mean|gp|vae|brits|gpvae)_(physionet|digits)")
 CASES = [
     pytest.param(name, preset, id=f"{name}-{preset}", marks=() if QUICK.fullmatch(name) else pytest.mark.slow)
     for name, preset in preset_cases()
@@ -206,6 +206,7 @@ def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     assert list(results["baselines"]) == (["mean", "forward"] if dataset == "digits" else [])
 
 
+@pytest.mark.slow
 def test_baselines_stand_beside_ours_and_are_those_of_their_own_runs(tmp_path, capsys):
     _, results = run(tmp_path, "gpvae_digits", *[each for each in SMALL if "baselines" not in each])
     header, *lines = [line for line in capsys.readouterr().out.splitlines() if "┃" in line or "│" in line]
@@ -235,7 +236,7 @@ def test_results_are_complete(finished):
         "experiment": str, "method": str, "dataset": str, "preset": str, "variant": str, "seed": int, "metrics": dict,
         "validation": dict, "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
         "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list,
-        "config_sha256": str, "data_sha256": dict, "data_variant": str, "versions": dict, "device": str,
+        "config_sha256": str, "data_sha256": dict, "data_variant": str, "comparable": bool, "versions": dict, "device": str,
         "world_size": int, "git_commit": str, "command": str, "finished": str,
     }  # fmt: skip
     assert {key: type(value) for key, value in results.items()} == types
@@ -285,7 +286,7 @@ class InterruptionError(Exception):
     [
         ("training_step", 1, None),  # before the first checkpoint
         ("training_step", 2, 1),  # in mid-epoch
-        ("training_step", 4, 3),  # in mid-epoch, after a validation
+        pytest.param("training_step", 4, 3, marks=pytest.mark.slow),  # in mid-epoch, after a validation
         ("validation_step", 2, 4),  # between two epochs
         ("test_step", 1, 4),  # after training
     ],
@@ -524,6 +525,7 @@ def read_wandb(folder):
         yield found
 
 
+@pytest.mark.slow
 def test_wandb_offline_stays_in_the_folder_and_keeps_its_id(tmp_path, monkeypatch):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -599,6 +601,7 @@ def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, monkeypatch, capsy
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["gpvae_hmnist", "gpvae_physionet"])
+@pytest.mark.slow
 def test_a_dry_run_on_the_real_data(name, tmp_path):
     """In a process of its own: here the table of sums is that of the made-up files."""
     if len(REAL_DATA) < 2:
@@ -631,6 +634,7 @@ def test_a_collapsed_posterior_is_told(tmp_path, monkeypatch):
     assert f"WARNING genpred: {warning}" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_posterior_in_use_is_left_alone(tmp_path):
     folder, results = run(tmp_path, "gpvae_digits", *SMALL, "model.beta=0.0", "model.learning_rate=0.1")
     callbacks = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]

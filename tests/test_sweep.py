@@ -136,7 +136,12 @@ def test_what_is_wrong_stops_in_one_line_before_anything_starts(text, arguments,
     assert message in captured.err
 
 
-@pytest.mark.parametrize("name", sweeps())
+LARGE = ("table4", "table5")  # of 64 and 48 cells
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sweeps()]
+)
 def test_every_sweep_that_ships_names_what_exists(name):
     text = (sweep.SWEEPS / f"{name}.yaml").read_text()
     assert text.startswith("# ")

@@ -144,6 +144,7 @@ def test_several_sequences_of_a_digit_stay_on_one_side_of_the_split(digits):
     assert (sequences[:, 0] != sequences[:, 1]).any(-1).float().mean() > 0.95
 
 
+@pytest.mark.slow
 def test_data_depend_on_the_data_seed_and_frames_not_on_the_mechanism(digits):
     reference = everything(digits(num_frames=3).test_set)
     same = everything(digits(num_frames=3, seed=9).test_set)

@@ -256,6 +256,7 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_counts_of_the_real_stays(real):
     module = real(holdout_fraction=0.0)
     expected = {"train": (0.80532, 3, 554), "validation": (0.80467, 7, 568), "test": (0.80531, 3, 585)}

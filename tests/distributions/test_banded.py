@@ -268,6 +268,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.slow
 def test_long_series_need_no_matrix_each() -> None:
     """1,024 series of 1,000 steps: a matrix each in float32 would take 4.1 GB."""
     run = subprocess.run(

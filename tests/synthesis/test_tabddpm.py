@@ -131,6 +131,7 @@ def test_conditions_hold_and_the_rest_follows_them():
         model.sample(0, torch.Generator())
 
 
+@pytest.mark.slow
 def test_a_real_target_is_a_feature_and_tables_may_lack_a_kind_of_column():
     random = np.random.default_rng(0)
     X = random.standard_normal((1500, 1))
