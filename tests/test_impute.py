@@ -210,7 +210,8 @@ def test_arrays_keep_type_bits_and_padding(seed, dtype, runs, tmp_path):
         assert (filled["values_std"][~known & (times >= 0)[..., None]] > 0).all()
 
 
-@pytest.mark.parametrize("name", ["forward_csv", pytest.param("gpvae_csv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forward_csv", "gpvae_csv"])
 def test_every_format_and_layout_gives_the_same_imputations(name, tmp_path):
     frame = make_frame(length=6).sort_values(["id", "time"], kind="stable").reset_index(drop=True)
     wide = frame.pivot(index="id", columns="time", values=NAMES)

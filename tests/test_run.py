@@ -425,6 +425,7 @@ def test_data_that_cannot_be_had_are_one_line(tmp_path, capsys, monkeypatch):
     assert error.startswith("error: physionet2012/set-a.tar.gz: GENPRED_MIRROR names")
 
 
+@pytest.mark.slow
 def test_results_are_whole_or_absent(finished, tmp_path, monkeypatch):
     def half(path, payload):
         with monkeypatch.context() as patch:

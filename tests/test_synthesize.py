@@ -95,7 +95,6 @@ def test_what_cannot_be_drawn_is_one_line(trained, arguments, message, capsys, t
     ("change", "arguments", "message"),
     [
         (lambda frame: frame, ["data.target=wage"], "there is no column 'wage'"),
-        (lambda frame: frame.assign(key=range(len(frame))).astype({"key": str}), [], None),
         (lambda frame: frame.assign(key=[f"k{i}" for i in range(len(frame))]), [], "column key has 400 categories"),
         (lambda frame: frame.assign(empty=np.nan), [], "column empty has no value at all"),
         (
@@ -115,9 +114,6 @@ def test_a_table_that_cannot_be_used_is_one_line(change, arguments, message, tmp
         ["real_csv", f"data.path={tmp_path / 'people.csv'}", "data.target=income", f"run_root={tmp_path}",
          "logger=none", "evaluation_seeds=1", "data.mlp=null",  *arguments]
     )  # fmt: skip
-    if message is None:
-        assert status == 0
-        return
     error = capsys.readouterr().err
     assert status == 2
     assert message in error
