@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from datamodules import sources
 from datamodules.base import ResumableDataModule, TensorLoader
-from datamodules.imputation.frames import TableError, TimeUnit
+from datamodules.imputation.frames import TimeUnit
 from datamodules.imputation.missingness import SeriesMechanism, hide
 from datamodules.imputation.tables import Series, Table, TableFormat, read_shape, read_table
 from datamodules.imputation.windows import Preparation, Segments, Windows, whole
+from datamodules.own_tables import TableError, check_fractions, separator_of
 
 LONGEST = 5000  # steps of a series that is not cut into windows; GP-VAE's prior takes their square in memory
 
@@ -108,17 +109,10 @@ class CSV(ResumableDataModule):
                 raise ValueError(f"{name}={value}: it must be at least 1 time step.")
         if stride is not None and (window is None or stride > window):
             raise ValueError(f"stride={stride}: it goes with a window that is at least as long; window={window}.")
-        fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-        for name, value in (fractions | {"holdout_fraction": holdout_fraction}).items():
-            if not 0 < value < 1:
-                raise ValueError(f"{name}={value}: it must lie between 0 and 1.")
-        if validation_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave nothing."
-            )
-        separator = {"\\t": "\t"}.get(separator, separator)
-        if len(separator) != 1:
-            raise ValueError(f"separator={separator!r}: it must be one character.")
+        check_fractions(validation_fraction, test_fraction)
+        if not 0 < holdout_fraction < 1:
+            raise ValueError(f"holdout_fraction={holdout_fraction}: it must lie between 0 and 1.")
+        separator = separator_of(separator)
         self.save_hyperparameters()
         self.form = TableFormat(
             layout=layout,

@@ -5,7 +5,6 @@ read, to the last bit.
 """
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -21,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from datamodules.sources import SourceError
+from datamodules.own_tables import TableError
 
 TimeUnit = Literal["second", "minute", "hour", "day"]
 MICROSECONDS: dict[TimeUnit, int] = {"second": 10**6, "minute": 60 * 10**6, "hour": 3600 * 10**6, "day": 86400 * 10**6}
@@ -31,22 +30,6 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 INFINITE = r"(?i)^[+-]?inf(inity)?$"
 UNREADABLE = "\ufffd"  # stands for bytes that are not UTF-8
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # pandas' name for an index without a name
-
-
-class TableError(SourceError, ValueError):
-    """A table that cannot be used: one line that names the file, the row, the column and the remedy.
-
-    A ValueError as well, since a configuration that names such a table is at fault, too.
-    """
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean X?', or the list of what is known where nothing is near."""
-    known = list(known)
-    lower = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(word.lower(), lower, n=1)
-    listed = ", ".join(repr(name) for name in known[:10]) + (", ..." if len(known) > 10 else "")
-    return f" Did you mean '{lower[match[0]]}'?" if match else f" There are: {listed or 'none'}."
 
 
 class Frame:

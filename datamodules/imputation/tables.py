@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamodules.imputation.frames import MICROSECONDS, Frame, TableError, TimeUnit, nearest, read_frame, read_names
+from datamodules.imputation.frames import MICROSECONDS, Frame, TimeUnit, read_frame, read_names
+from datamodules.own_tables import TableError, nearest
 
 SUFFIXES = (".csv", ".parquet", ".npz")
 

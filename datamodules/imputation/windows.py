@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.imputation.batch import SeriesBatch
-from datamodules.imputation.frames import TableError
 from datamodules.imputation.tables import Series, Table, TableFormat
+from datamodules.own_tables import TableError
 from datamodules.state import check_format_version
 
 FORMAT_VERSION = 1  # of `Preparation.state_dict`

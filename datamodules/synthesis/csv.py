@@ -11,9 +11,11 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from datamodules import sources
+from datamodules.own_tables import TableError, check_fractions, separator_of
 from datamodules.synthesis.base import Evaluation, TableDataModule
+from datamodules.synthesis.cells import Kind
 from datamodules.synthesis.codec import TableCodec
-from datamodules.synthesis.columns import Kind, OwnColumns, TableError
+from datamodules.synthesis.columns import OwnColumns
 from datamodules.synthesis.preprocessing import Normalisation, Table, Task
 
 log = logging.getLogger("genpred")
@@ -81,16 +83,8 @@ class CSV(TableDataModule):
                     f"data.{name} is not set: name your table and the column to be predicted, such as "
                     f"data.path=my.csv data.target=price"
                 )
-        for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-            if not 0 < value < 1:
-                raise ValueError(f"{name}={value}: it must lie between 0 and 1.")
-        if validation_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave nothing."
-            )
-        separator = {"\\t": "\t"}.get(separator, separator)
-        if len(separator) != 1:
-            raise ValueError(f"separator={separator!r}: it must be one character.")
+        check_fractions(validation_fraction, test_fraction)
+        separator = separator_of(separator)
         self.save_hyperparameters()
         self.check_arguments()
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.imputation.csv import CSV
-from datamodules.imputation.frames import TableError
 from datamodules.imputation.tables import TableFormat, read_shape, read_table
 from datamodules.imputation.windows import Preparation, Segments
+from datamodules.own_tables import TableError
 
 NAMES = ["a", "b"]
 

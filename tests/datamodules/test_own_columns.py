@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from people import people
 
-from datamodules.synthesis.columns import GAP, OwnColumns, TableError
+from datamodules.own_tables import TableError
+from datamodules.synthesis.cells import GAP
+from datamodules.synthesis.columns import OwnColumns
 from datamodules.synthesis.csv import CSV, read_table
 
 FAR = 2**53
