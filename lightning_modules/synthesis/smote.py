@@ -20,6 +20,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from lightning_modules.synthesis.base import Synthesizer, TableSource
 
+BLOCK = 2**24  # numbers of a [row, neighbor, column] array at a time
 WIDEST_DENSE = 512  # indicators of categories up to which dense rows are quicker
 
 
@@ -63,6 +64,8 @@ class SMOTE(Synthesizer):
         self.groups = [rows for rows in self.groups if len(rows)]
         points = self._points()
         self.neighbors = [self._neighbors(points[rows], rows) for rows in self.groups]
+        # How many of a row's neighbours have the category that one of them has, [row, neighbor, column] of each group.
+        self.votes = [_votes(self.categories[neighbors]) for neighbors in self.neighbors]
 
     def _points(self) -> NDArray[np.float32] | csr_matrix:
         """Rows with the distance that neighbours are found by, [row, coordinate]."""
@@ -97,9 +100,9 @@ class SMOTE(Synthesizer):
         sizes = np.array([len(rows) for rows in self.groups])
         bounds = np.rint(np.cumsum(sizes) / sizes.sum() * num_rows).astype(np.int64)
         parts = [
-            self._between(rows, neighbors, count, random)
-            for rows, neighbors, count in zip(
-                self.groups, self.neighbors, np.diff(bounds, prepend=0).tolist(), strict=True
+            self._between(rows, neighbors, votes, count, random)
+            for rows, neighbors, votes, count in zip(
+                self.groups, self.neighbors, self.votes, np.diff(bounds, prepend=0).tolist(), strict=True
             )
         ]
         numericals, categories = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
@@ -109,7 +112,12 @@ class SMOTE(Synthesizer):
         return self.codec.decode(numericals, categories, target)
 
     def _between(
-        self, rows: NDArray[np.int64], neighbors: NDArray[np.int64], count: int, random: np.random.Generator
+        self,
+        rows: NDArray[np.int64],
+        neighbors: NDArray[np.int64],
+        votes: NDArray[np.int32],
+        count: int,
+        random: np.random.Generator,
     ) -> tuple[NDArray, NDArray]:
         """New rows of a group: numericals [count, feature], categories [count, column]."""
         place, neighbor = np.divmod(random.integers(neighbors.size, size=count), neighbors.shape[1])
@@ -117,10 +125,18 @@ class SMOTE(Synthesizer):
         margin = 0.0 if self.categories.shape[1] else self.hparams.margin
         numericals = start + random.uniform(margin / 2, 1 - margin / 2, (count, 1)) * (end - start)
         categories = np.empty((count, self.categories.shape[1]), dtype=np.int64)
-        for j in range(categories.shape[1]):
-            near = self.categories[neighbors, j]  # [row, neighbor]
-            votes = (near[:, :, None] == near[:, None, :]).sum(2)
+        for block in np.array_split(np.arange(count), 1 + count * votes[0].size // BLOCK):
             # The commonest category; of equally common ones each has as many neighbours, so any is as likely.
-            chosen = (votes[place] + random.random((count, near.shape[1]))).argmax(1)
-            categories[:, j] = near[place, chosen]
+            some = votes[place[block]]  # [block, neighbor, column]
+            chosen = (some + 0.5 * random.random(some.shape, dtype=np.float32)).argmax(1)  # [block, column]
+            near = neighbors[place[block][:, None], chosen]
+            categories[block] = np.take_along_axis(self.categories, near, 0)
         return numericals.astype(np.float32), categories
+
+
+def _votes(near: NDArray[np.int64]) -> NDArray[np.int32]:
+    """How many of the neighbours have the same category as each of them, [row, neighbor, column] in and out."""
+    votes = np.zeros(near.shape, dtype=np.int32)
+    for each in range(near.shape[1]):  # all pairs at once would be as many times larger
+        votes += near == near[:, each, None]
+    return votes
