@@ -1,7 +1,7 @@
 """Synthetic tables as files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import pandas as pd
@@ -9,13 +9,12 @@ import pandas as pd
 from callbacks.files import whole_file
 
 
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as ``.csv`` or ``.parquet``, whole or not at all."""
-    with whole_file(path) as file:
-        if path.suffix == ".parquet":
-            frame.to_parquet(file, index=False)
-        else:
-            frame.to_csv(file, index=False)
+def write_table(frame: pd.DataFrame, file: BinaryIO, suffix: str) -> None:
+    """Write a table to an open file, as ``.csv`` or ``.parquet``."""
+    if suffix == ".parquet":
+        frame.to_parquet(file, index=False)
+    else:
+        frame.to_csv(file, index=False)
 
 
 class SyntheticTable(L.Callback):
@@ -37,6 +36,7 @@ class SyntheticTable(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write it."""
+        """Write it, whole or not at all."""
         if batch_idx == 0 and trainer.is_global_zero:
-            write_table(outputs, self.path)
+            with whole_file(self.path) as file:
+                write_table(outputs, file, self.path.suffix)

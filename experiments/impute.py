@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import ConfigError
+from experiments.trained import StoredRun, move
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,28 +155,19 @@ class Trained:
         Raises:
             ConfigError: there is no such run, it did not use a table, or it is not trained.
         """
-        from omegaconf import OmegaConf
-
         from callbacks.checkpoints import AtomicCheckpointIO
         from datamodules.imputation.csv import CSV
         from datamodules.imputation.windows import Preparation
         from experiments.build import build_data, build_module
         from experiments.config import Experiment, load_class
 
-        folder = run.parent.parent if run.suffix == ".ckpt" else run
-        if not (folder / "config.yaml").is_file() or (run.suffix == ".ckpt" and not run.is_file()):
-            raise ConfigError(
-                f"--checkpoint {run}: not a run's folder (with config.yaml in it) nor a checkpoint in one"
-            )
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        data_class = load_class(config["data"]["class"], f"{folder / 'config.yaml'}: data.class")
+        folder, config, data_class, checkpoint = StoredRun.find(run)
         if not issubclass(data_class, CSV):
             raise ConfigError(
                 f"--checkpoint {run}: its run is on {data_class.__name__}, not on a table; train one on yours with "
                 f"python -m experiments.run gpvae_csv data.path=..."
             )
         experiment = Experiment(str(folder), "", "", "", config)
-        checkpoint = run if run.suffix == ".ckpt" else folder / "checkpoints" / "last.ckpt"
         if checkpoint.is_file():
             module_class = load_class(config["model"]["class"], f"{folder / 'config.yaml'}: model.class")
             try:
@@ -244,13 +236,7 @@ def predict(
 
     from lightning_modules.distributions.predictive import PointPrediction
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        module = module.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {device} cannot be used: {reason}") from error
+    device = move(module, device)
     torch.manual_seed(0)  # for methods with noise of their own
     scores = windows.rows.scores
     indices = torch.arange(len(windows))

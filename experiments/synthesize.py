@@ -3,9 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.config import ConfigError
+from experiments.trained import StoredRun, move
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,20 +90,15 @@ def synthesize(
         raise ConfigError(f"--where: {', '.join(where)} name a column twice; give it one value")
     import torch
 
+    from callbacks.files import whole_file
     from callbacks.synthetic_table import write_table
 
     module = load(run)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(move(module, device)).manual_seed(seed)
     try:
-        module = module.to(device).eval()
-        generator = torch.Generator(device).manual_seed(seed)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {device} cannot be used: {reason}") from error
-    try:
-        frame = module.sample(num_rows, generator, conditions)
-        write_table(frame, output)
+        with whole_file(output) as file:  # opened first: an output that cannot be written is no news after an hour
+            frame = module.sample(num_rows, generator, conditions)
+            write_table(frame, file, output.suffix)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
@@ -119,23 +115,13 @@ def load(run: Path) -> "Synthesizer":
     Raises:
         ConfigError: there is no such run, it is not one of synthesis, or it is not trained.
     """
-    from omegaconf import OmegaConf
-
     from callbacks.checkpoints import AtomicCheckpointIO
     from experiments.build import build_module
-    from experiments.config import Experiment, load_class
+    from experiments.config import Experiment
 
-    folder = run.parent.parent if run.suffix == ".ckpt" else run
-    if not (folder / "config.yaml").is_file() or (run.suffix == ".ckpt" and not run.is_file()):
-        raise ConfigError(f"--checkpoint {run}: not a run's folder (with config.yaml in it) nor a checkpoint in one")
-    try:
-        config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:  # the parser's own errors have no common base class
-        raise ConfigError(f"{folder / 'config.yaml'}: not valid YAML: {' '.join(str(error).split())}") from error
-    data_class = load_class(config["data"]["class"], f"{folder / 'config.yaml'}: data.class")
+    folder, config, data_class, checkpoint = StoredRun.find(run)
     if getattr(data_class, "task", None) != "synthesis":
         raise ConfigError(f"--checkpoint {run}: its run is not one of synthesis, but on {data_class.__name__}")
-    checkpoint = run if run.suffix == ".ckpt" else folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         raise ConfigError(
             f"--checkpoint {run}: there is no checkpoint; a method without training (real, smote) keeps nothing "
