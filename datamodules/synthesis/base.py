@@ -26,7 +26,6 @@ class TableDataModule(ResumableDataModule):
         parts: the tables "train", "val" and "test"; after `setup`.
         codec: names, types and values of the training part; after `setup`, or from a checkpoint.
         encoded: the training part as models see it; after `setup`.
-        frame: the training part as a data frame; after `setup`.
     """
 
     task = "synthesis"
@@ -38,7 +37,11 @@ class TableDataModule(ResumableDataModule):
         self.parts: dict[str, Table] | None = None
         self.codec: TableCodec | None = None
         self.encoded: EncodedTable | None = None
-        self.frame: pd.DataFrame | None = None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The training part in its own values, made when asked for; after `setup`."""
+        return self.codec.frame(self.parts["train"])
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class TableDataModule(ResumableDataModule):
         """Encode the training part."""
         # A seed of its own: how ties are spread belongs to the data.
         generator = np.random.default_rng(0) if spread_ties else None
-        self.parts, self.codec, self.frame = parts, codec, codec.frame(parts["train"])
+        self.parts, self.codec = parts, codec
         self.encoded = codec.encode(parts["train"], generator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class TableDataModule(ResumableDataModule):
     def train_dataloader(self) -> RowLoader:
         """Row numbers for all steps of the training."""
         sampler = BatchIndexSampler(
-            len(self.frame), self.hparams.batch_size, True, self.hparams.seed, self.rank, self.world_size
+            len(self.encoded.target), self.hparams.batch_size, True, self.hparams.seed, self.rank, self.world_size
         )
         if self.trainer.max_steps < 1:
             raise ValueError(
@@ -105,7 +108,10 @@ class TableDataModule(ResumableDataModule):
     def test_dataloader(self) -> RequestLoader:
         """Requests for this rank's synthetic tables, one for each sampling seed."""
         options = self.hparams
-        num_rows, seeds = options.num_samples or len(self.frame), options.sampling_seeds or SEEDS[options.evaluation][0]
+        num_rows, seeds = (
+            options.num_samples or len(self.encoded.target),
+            options.sampling_seeds or SEEDS[options.evaluation][0],
+        )
         if self.trainer.fast_dev_run:
             num_rows = min(num_rows, DRY_RUN_ROWS)
         mine = range(self.rank, seeds, self.world_size)

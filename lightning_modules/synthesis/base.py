@@ -50,7 +50,7 @@ class TableSource(Protocol):
 
     codec: Codec
     encoded: EncodedTable | None
-    frame: pd.DataFrame | None  # the training part in its own values
+    frame: pd.DataFrame  # the training part in its own values; not asked for where a trained model is loaded
 
 
 class SamplingRequest(Protocol):
@@ -74,7 +74,7 @@ class Synthesizer(L.LightningModule):
         """Take what the method needs of a table, and build the parts whose sizes depend on it.
 
         Args:
-            source: its ``encoded`` and ``frame`` may be None where a trained model is loaded to draw from.
+            source: its ``encoded`` is None where a trained model is loaded to draw from.
         """
         self.codec = source.codec
 
