@@ -152,6 +152,7 @@ def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[st
     file, console = logging.FileHandler(folder / "log.txt"), logging.StreamHandler()
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console.setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
+    console.addFilter(lambda record: record.exc_info is None)  # tracebacks of what is told in a line are for the file
     ours, lightning = logging.getLogger("genpred"), logging.getLogger("lightning.pytorch")
     handlers = [(logger, file) for logger in (ours, lightning, logging.getLogger("py.warnings"))]
     handlers += [(logger, console) for logger in (ours, logging.getLogger("py.warnings"))]
@@ -185,7 +186,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     logger = None if dry_run else _logger(experiment, folder)
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
-    with _one_line(data):
+    with _one_line():
         if is_trained(module):
             resumed = None if dry_run else latest_checkpoint(checkpoints)
             if resumed:
@@ -229,13 +230,16 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
 
 
 @contextlib.contextmanager
-def _one_line(data: L.LightningDataModule) -> Iterator[None]:
-    """Whether a table suits a method or a metric is seen when they meet: what they say of it is for the user."""
+def _one_line() -> Iterator[None]:
+    """Whether data suit a method or a metric is seen when they meet: what they say of it is one line for the user.
+
+    Where it came from is in log.txt.
+    """
     try:
         yield
+    except ConfigError:
+        raise
     except ValueError as error:
-        if data.task != "synthesis" or isinstance(error, ConfigError):
-            raise
         log.exception("the run cannot go on")
         raise RunError(" ".join(str(error).split())) from error
 

@@ -127,3 +127,26 @@ def test_a_given_number_is_given_in_every_row_where_the_column_has_gaps(trained,
     frame = pd.read_csv(output)
     assert (frame["height"] == 1.75).all()
     assert (frame["score"] == 150).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("real_csv", ["data.num_samples=100000"], "num_rows=100000: the training part has 256 rows"),
+        ("smote_csv", ["data.columns.age=drop", "data.columns.height=drop", "data.columns.score=drop",
+                       "data.columns.hired=drop"], "SMOTE interpolates numbers, and the table has none"),
+        ("tabddpm_csv", ["data.num_samples=2", *FAST[:4]], "too few to be judged"),
+    ],
+)  # fmt: skip
+def test_what_a_method_or_metric_refuses_is_one_line_and_its_traceback_in_the_log(
+    name, arguments, message, tmp_path, capsys
+):
+    people().to_csv(tmp_path / "people.csv", index=False)
+    own = [f"data.path={tmp_path / 'people.csv'}", "data.target=income", "data.mlp=null", "evaluation_seeds=1"]
+    assert run([name, *own, f"run_root={tmp_path}", "logger=none", *arguments]) == 2
+    error = capsys.readouterr().err
+    (line,) = [each for each in error.splitlines() if each.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in error
+    (log,) = tmp_path.glob("*_csv/*/seed0/log.txt")
+    assert "Traceback" in log.read_text()

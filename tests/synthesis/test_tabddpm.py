@@ -142,7 +142,7 @@ def test_a_real_target_is_a_feature_and_tables_may_lack_a_kind_of_column():
     frame = model.sample(2000, torch.Generator().manual_seed(0))
     assert np.corrcoef(frame["n0"], frame["y"])[0, 1] > 0.95
     letters = random.choice(["a", "b"], (500, 2)).astype(object)
-    model = TabDDPM(hidden=(16,), num_diffusion_steps=5)
+    model = TabDDPM(network="resnet", hidden=(16, 16), num_diffusion_steps=5)
     fitted(model, source(None, letters, random.integers(3, size=500), "multiclass"), 3)
     assert set(model.sample(100, torch.Generator())["c1"]) <= {"a", "b"}
 
