@@ -2,7 +2,8 @@
 
 An experiment is ``<method>_<dataset>``. Its configuration is ``defaults.yaml``, then ``methods/<method>.yaml``,
 ``datasets/<dataset>.yaml``, ``tuned/<method>_<dataset>.yaml`` where there is one, the chosen preset of these files, and
-the command line, each laid over the ones before. The arguments of the LightningModule's, the DataModule's and the
+the command line, each laid over the ones before. Where two tasks have a data set of one name, the second task's file is
+``datasets/<dataset>.<task>.yaml``. The arguments of the LightningModule's, the DataModule's and the
 Trainer's constructors are the schema: each layer is checked on its own, so that an error names the file.
 """
 

@@ -24,13 +24,13 @@ def load_run(folder: Path) -> tuple[dict[str, Any], "Imputer"]:
     from omegaconf import OmegaConf
 
     from callbacks.checkpoints import AtomicCheckpointIO
-    from experiments.build import build_module
+    from experiments.build import build_module, is_trained
 
     if not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} holds no finished run (results.json is not there): run its experiment first")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     module = build_module(Experiment(str(folder), "", "", "", config))
-    if any(parameter.requires_grad for parameter in module.parameters()):
+    if is_trained(module):
         module.load_state_dict(AtomicCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"])
     return config, module.eval()
 

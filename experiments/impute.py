@@ -158,7 +158,7 @@ class Trained:
         from callbacks.checkpoints import AtomicCheckpointIO
         from datamodules.imputation.csv import CSV
         from datamodules.imputation.windows import Preparation
-        from experiments.build import build_data, build_module
+        from experiments.build import build_data, build_module, is_trained
         from experiments.config import Experiment, load_class
 
         folder, config, data_class, checkpoint = StoredRun.find(run)
@@ -180,7 +180,7 @@ class Trained:
                 ) from error
             return cls(module, preparation.form.without_labels(closed=True), preparation, config["data"])
         module = build_module(experiment)
-        if any(parameter.requires_grad for parameter in module.parameters()):
+        if is_trained(module):
             raise ConfigError(f"--checkpoint {run}: there is no checkpoint yet; let its training begin first")
         return cls(module, build_data(experiment).form.without_labels(closed=False), None, config["data"])
 
