@@ -59,7 +59,11 @@ def build_data(experiment: Experiment) -> L.LightningDataModule:
 
 
 def _construct(section: dict[str, Any], origin: str) -> Any:
-    arguments = {key: value for key, value in section.items() if key != "class"}
+    arguments = {
+        key: _construct(value, f"{origin}.{key}") if isinstance(value, dict) and "class" in value else value
+        for key, value in section.items()
+        if key != "class"
+    }
     try:
         return load_class(section["class"], origin)(**arguments)
     except (TypeError, ValueError) as error:

@@ -215,18 +215,38 @@ def _expand_short_keys(overrides: dict[str, Any], schema: Mapping[str, Any]) -> 
     for key, value in overrides.items():
         if key in SECTIONS:
             continue
-        homes = [section for section in SECTIONS if key in schema[section]] if key not in schema else []
+        homes = [home for home in _places(schema) if key in _at(schema, home)] if key not in schema else []
         if len(homes) > 1:
-            choices = " or ".join(f"{home}.{key}" for home in homes)
+            choices = " or ".join(".".join([*home, key]) for home in homes)
             raise ConfigError(f"command line: {key} is not unique: write {choices}")
         if homes:
-            expanded.setdefault(homes[0], {})[key] = value
+            place = expanded
+            for step in homes[0]:
+                place = place.setdefault(step, {})
+            place[key] = value
         elif key in schema:
             expanded[key] = value
         else:
-            every = set(schema).union(*(schema[section] for section in SECTIONS))
+            every = set(schema).union(*(_at(schema, home) for home in _places(schema)))
             raise ConfigError(f"command line: {key} is not known.{nearest(key, every)}")
     return expanded
+
+
+def _places(schema: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The sections, and their arguments that are objects with arguments of their own."""
+    places, found = [(section,) for section in SECTIONS], []
+    while places:
+        place = places.pop(0)
+        found.append(place)
+        places += [(*place, key) for key, value in _at(schema, place).items() if isinstance(value, Mapping)]
+    return found
+
+
+def _at(config: Any, place: tuple[str, ...]) -> Any:
+    """What lies at a place of nested mappings; empty where nothing does."""
+    for key in place:
+        config = config.get(key, {}) if isinstance(config, Mapping) else {}
+    return config
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -272,8 +292,10 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     layers = [(_origin(path), _read(path)) for path in paths]
     layers[1][1].pop("not_for", None)  # split_name has heeded it
     raw_overrides = _read_overrides(overrides or [])
-    classes = {section: _class_of(section, [*layers, ("command line", raw_overrides)]) for section in ("model", "data")}
-    schema = SETTINGS | {section: {"class": str} | arguments_of(cls) for section, cls in classes.items()}
+    classes: dict[tuple[str, ...], type] = {}
+    schema: dict[str, Any] = dict(SETTINGS)
+    for section in ("model", "data"):
+        schema[section] = _object_schema((section,), [*layers, ("command line", raw_overrides)], classes)
     schema["trainer"] = _trainer_arguments()
 
     command_line = _expand_short_keys(raw_overrides, schema)
@@ -294,8 +316,9 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     try:
         before = _complete(_merge([layer for _, layer in layers]), classes, dataset)
     except ConfigError:  # the files alone may lack what only a user can name, such as data.path
-        defaults = {section: defaults_of(cls) for section, cls in classes.items()}
-        before = _merge([defaults, *(layer for _, layer in layers)])
+        before = _merge([layer for _, layer in layers])
+        for place, cls in classes.items():
+            _at(before, place[:-1])[place[-1]] = defaults_of(cls) | _at(before, place)
 
     unchanged = _flat(before)
     changed = {
@@ -309,12 +332,28 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
     return Experiment(name, method, dataset, variant, config, tuple(overrides or ()))
 
 
-def _class_of(section: str, layers: list[tuple[str, dict]]) -> type:
+def _object_schema(
+    place: tuple[str, ...], layers: list[tuple[str, dict]], classes: dict[tuple[str, ...], type]
+) -> dict[str, Any]:
+    """Annotations of what constructs the object at a place, and of the objects that are arguments of it.
+
+    An argument is an object where some layer gives it a ``class``. Their classes are added to ``classes``.
+    """
+    cls = classes[place] = _class_of(place, layers)
+    annotations = arguments_of(cls)
+    for key in annotations:
+        inner = (*place, key)
+        if any("class" in found for _, layer in layers if isinstance(found := _at(layer, inner), Mapping)):
+            annotations[key] = _object_schema(inner, layers, classes)
+    return {"class": str} | annotations
+
+
+def _class_of(place: tuple[str, ...], layers: list[tuple[str, dict]]) -> type:
     for origin, layer in reversed(layers):
-        path = layer[section].get("class") if isinstance(layer.get(section), Mapping) else None
-        if path is not None:
-            return load_class(path, f"{origin}: {section}.class")
-    raise ConfigError(f"{layers[1][0]} and {layers[2][0]}: {section}.class is missing")
+        found = _at(layer, place)
+        if isinstance(found, Mapping) and found.get("class") is not None:
+            return load_class(found["class"], f"{origin}: {'.'.join(place)}.class")
+    raise ConfigError(f"{layers[1][0]} and {layers[2][0]}: {'.'.join(place)}.class is missing")
 
 
 def _trainer_arguments() -> dict[str, Any]:
@@ -329,25 +368,27 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.merge(*layers))
 
 
-def _complete(config: dict[str, Any], classes: dict[str, type], dataset: str) -> dict[str, Any]:
+def _complete(config: dict[str, Any], classes: dict[tuple[str, ...], type], dataset: str) -> dict[str, Any]:
     """Fill in the constructors' defaults and what the data determine of the model."""
+    data_class = classes["data",]
     data = {key: value for key, value in config["data"].items() if key != "class"}
-    known = defaults_of(classes["data"])
+    known = defaults_of(data_class)
     if "seed" in known:
         known["seed"] = config["seed"]
     try:
-        facts = classes["data"](**(known | data)).model_arguments
+        facts = data_class(**(known | data)).model_arguments
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data set {dataset}: {error}") from error
-    wanted = arguments_of(classes["model"])
-    model = (
-        defaults_of(classes["model"]) | {key: value for key, value in facts.items() if key in wanted} | config["model"]
-    )
-    missing = [key for key in wanted if key not in model]
-    if missing:
-        raise ConfigError(f"model.{missing[0]} has no default, and data set {dataset} does not determine it: set it")
     config["data"] = {"class": config["data"]["class"]} | known | data
-    config["model"] = {"class": config["model"]["class"]} | {
-        key: value for key, value in model.items() if key != "class"
-    }
+    for place, cls in classes.items():
+        if place[0] != "model":
+            continue
+        wanted, given = arguments_of(cls), _at(config, place)
+        determined = {key: value for key, value in facts.items() if key in wanted}
+        arguments = {"class": given["class"]} | defaults_of(cls) | determined | given
+        missing = [key for key in wanted if key not in arguments]
+        if missing:
+            name = ".".join([*place, missing[0]])
+            raise ConfigError(f"{name} has no default, and data set {dataset} does not determine it: set it")
+        _at(config, place[:-1])[place[-1]] = arguments
     return config
