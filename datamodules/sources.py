@@ -2,8 +2,9 @@
 
 Raw files are looked up in the folders of the environment variable GENPRED_MIRROR (several are separated by the system's
 path separator, each laid out like the paths below), then in the cache, then on the network. The cache is the folder
-GENPRED_DATA, by default the user's cache folder. A raw file is used only after its SHA-256 was compared; the few that
-no sum is known of (`find_unverified`) are never downloaded, and what is read from them is checked instead.
+GENPRED_DATA, by default the user's cache folder. A raw file is used only after its SHA-256 was compared; of the few
+that no sum is known of, what is read from them is checked instead. They are put there by hand (`find_unverified`), or
+their first download sets the sum of the later ones (`fetch_unpinned`).
 """
 
 import errno
@@ -16,6 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,13 @@ def find(name: str) -> Path | None:
 
 
 def find_unverified(path: str) -> Path | None:
-    """A raw file that no sum is known of, put into a mirror or the cache by hand; it is never downloaded.
+    """A raw file, or a folder of files, that no sum is known of, put into a mirror or the cache by hand.
 
     Args:
         path: path inside a mirror and inside the cache's folder `raw`, with forward slashes.
 
     Returns:
-        The path, or None when neither holds the file. The caller has to check what is read from it.
+        The path, or None when neither holds it. The caller has to check what is read from it.
 
     Raises:
         SourceError: a mirror folder does not exist.
@@ -133,6 +135,51 @@ def fetch(name: str) -> Path:
         raise SourceError(f"{name}: cannot write {target}: {_reason(error)}. {remedy}") from error
 
 
+def fetch_unpinned(source: Source, is_usable: Callable[[Path], bool]) -> Path:
+    """A raw file whose sum is not known, downloaded into the cache when neither a mirror nor the cache holds it.
+
+    The sum of the first download is kept beside the file, and a later one has to agree with it.
+
+    Args:
+        source: without sums; it need not be in `SOURCES`.
+        is_usable: whether a first download is what it should be, and not some page of a server's.
+
+    Returns:
+        Path of the file, in a mirror or in the cache. The caller has to check what is read from it.
+
+    Raises:
+        SourceError: the file cannot be had, in words with the remedy.
+    """
+    path = _in_mirror(source.path)
+    if path is not None:
+        return path
+    target = cached_path(source.path)
+    pin = target.with_name(target.name + ".sha256")
+    remedy = (
+        f"Set GENPRED_MIRROR to a folder that holds {source.path}, or download the file by hand to {target}, "
+        f"or set GENPRED_DATA to a folder with room that can be written to. Should the published file have changed, "
+        f"remove {pin}."
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            known = (pin.read_text().strip(),) if pin.exists() else ()
+            if known and target.exists() and file_sha256(target) not in known:
+                logger.warning("%s does not have the SHA-256 of its first download and is ignored.", target)
+                target.unlink()
+            if not target.exists():
+                _download(replace(source, sha256=known), target, remedy)
+            if not known:
+                if not is_usable(target):
+                    size = target.stat().st_size
+                    target.unlink()
+                    raise SourceError(f"{source.name}: {source.urls[0]} gave {size} bytes of another kind. {remedy}")
+                pin.write_text(file_sha256(target))
+            return target
+    except OSError as error:
+        raise SourceError(f"{source.name}: cannot write {target}: {_reason(error)}. {remedy}") from error
+
+
 def _download(source: Source, target: Path, remedy: str) -> Path:
     # The lock is held, hence one name for the unfinished file is enough; a rest of a killed process is overwritten.
     unfinished = target.with_name(target.name + ".unfinished")
@@ -149,7 +196,7 @@ def _download(source: Source, target: Path, remedy: str) -> Path:
                 failures.append(f"{url}: {error}")
                 continue
             found = file_sha256(unfinished)
-            if found in source.sha256:
+            if found in source.sha256 or not source.sha256:
                 os.replace(unfinished, target)
                 return target
             failures.append(
@@ -262,5 +309,5 @@ def _is_intact(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "description.json").read_text())["sha256"]
         return all(file_sha256(folder / f"{name}.npy") == expected for name, expected in sums.items())
-    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return False

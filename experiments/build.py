@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 
 from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint
 from callbacks.collapse import PosteriorCollapse
+from callbacks.diffusion_metrics import DiffusionMetrics
 from callbacks.figures import ImputationFigure
 from callbacks.files import whole_file
 from callbacks.finite import FiniteGradients
@@ -34,6 +35,7 @@ from callbacks.imputation_metrics import ImputationMetrics
 from callbacks.progress import progress_bars
 from callbacks.results import RunStatistics, read_json, write_json_atomically
 from callbacks.rng import RandomState
+from callbacks.sample_grid import SampleGrid
 from callbacks.synthesis_figures import SynthesisFigure
 from callbacks.synthesis_metrics import SynthesisMetrics
 from callbacks.synthetic_table import SyntheticTable
@@ -41,7 +43,11 @@ from experiments.config import ConfigError, Experiment, compose, config_hash, di
 from experiments.report import print_run, published_figures
 
 log = logging.getLogger("genpred")
-METRICS = {"imputation": ImputationMetrics, "synthesis": SynthesisMetrics}
+METRICS = {
+    "imputation": ImputationMetrics,
+    "synthesis": SynthesisMetrics,
+    "pretraining": DiffusionMetrics,
+}
 
 
 class RunError(RuntimeError):
@@ -274,6 +280,8 @@ def _outputs(data: L.LightningDataModule, experiment: Experiment, folder: Path) 
     """What the task leaves in the run's folder beside its figures of merit."""
     if data.task == "synthesis":
         return [SyntheticTable(folder / "synthetic.csv"), SynthesisFigure(folder / "figures")]
+    if data.task == "pretraining":
+        return [SampleGrid(folder / "figures")]
     draws = data.evaluation_arguments.get("samples", 0)
     return [ImputationFigure(folder / "figures", experiment.method, num_draws=draws)]
 

@@ -1,0 +1,1 @@
+"""Annotated images for segmentation, and unlabelled ones for pre-training."""

@@ -1,0 +1,148 @@
+"""Reading images and masks of any origin, and bringing them to one size."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from datamodules.sources import SourceError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+LISTED = 20  # faulty files that an error names
+
+
+class ImagesError(SourceError, ValueError):
+    """Images that cannot be used; the message names the files, what is wrong with each, and the remedy.
+
+    A ValueError as well, since a configuration that names such images is at fault, too.
+    """
+
+
+def read_rgb(file: Path | bytes, shortest: int | None = None) -> Image.Image:
+    """Decode an image upright, in red, green and blue.
+
+    Its EXIF orientation is applied. Grey levels of 16 bits lose the lower eight, what is transparent lies on white, of
+    several frames the first is taken.
+
+    Args:
+        file: a path, or a file's content.
+        shortest: pixels of the shorter side that suffice; a larger JPEG is decoded at a reduced size, never below.
+
+    Raises:
+        ImagesError: it cannot be decoded; the reason alone, without the file's name.
+    """
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if shortest is not None:
+                image.draft(None, (shortest, shortest))
+            return _rgb(ImageOps.exif_transpose(image))
+    except ImagesError:
+        raise
+    except Exception as error:  # each of Pillow's decoders has errors of its own
+        reason = "it is no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ImagesError(f"it does not decode: {reason}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImagesError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle, resized to `size` with an antialiased bicubic filter."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    # Where it shrinks by more than six, whole blocks of pixels are averaged first: faster, and hardly to be seen.
+    return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side), reducing_gap=3.0)
+
+
+def channels_first(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB image, uint8 [3, height, width]."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def fitted(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of an image whose longer side is brought to `size`."""
+    longest = max(width, height)
+    return tuple(max(1, (2 * side * size + longest) // (2 * longest)) for side in (width, height))
+
+
+def whole_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """All of an image as a square, uint8 [3, size, size].
+
+    The longer side is resized to `size` (bilinear, antialiased; nothing happens at its own size). An image that is not
+    square lies in the upper left corner, and is continued by its mirror image on the right or below.
+    """
+    width, height = fitted(*image.size, size)
+    pixels = channels_first(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.pad(pixels, ((0, 0), (0, size - height), (0, size - width)), mode="symmetric")
+
+
+def whole_mask(mask: NDArray[np.uint8], size: int, ignore_label: int) -> NDArray[np.uint8]:
+    """The mask [height, width] of an image as `whole_image` shows it, uint8 [size, size]; beside it `ignore_label`."""
+    width, height = fitted(mask.shape[1], mask.shape[0], size)
+    square = np.full((size, size), ignore_label, dtype=np.uint8)
+    square[:height, :width] = nearest(mask, height, width)
+    return square
+
+
+def at_own_size(labels: NDArray, width: int, height: int) -> NDArray:
+    """Labels [height, width] of an image of that size, from those [size, size] of its `whole_image`."""
+    inner_width, inner_height = fitted(width, height, len(labels))
+    return nearest(labels[:inner_height, :inner_width], height, width)
+
+
+def nearest(labels: NDArray, height: int, width: int) -> NDArray:
+    """Labels at another size: row i is row floor(i * old height / new height), columns likewise."""
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    return labels[rows[:, None], columns]
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """Numbers of classes, uint8 [height, width], from a NumPy file or a PNG of grey levels or of a palette's entries.
+
+    Raises:
+        ImagesError: it cannot be read, or its values are no numbers of classes; the reason alone.
+    """
+    try:
+        mask = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_indices(path)
+    except ImagesError:
+        raise
+    except Exception as error:  # as of Pillow, and NumPy's are of several kinds, too
+        raise ImagesError(f"it does not decode: {error}") from error
+    if mask.ndim != 2:
+        raise ImagesError(f"a mask has a height and a width, this one the shape {list(mask.shape)}")
+    if mask.dtype.kind not in "biu":
+        raise ImagesError(f"its values are of type {mask.dtype}; save the numbers of the classes as uint8")
+    if mask.size == 0 or mask.min() < 0 or mask.max() > 255:
+        found = f"{mask.min()} to {mask.max()}" if mask.size else "none"
+        raise ImagesError(f"numbers of classes lie between 0 and 255, its values are {found}")
+    return mask.astype(np.uint8)
+
+
+def _read_indices(path: Path) -> NDArray:
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ImagesError(
+                f"it is a picture in colours (mode {image.mode}), from which no numbers of classes can be read; save "
+                f"it with a palette, or with the number of the class as grey level"
+            )
+        return np.asarray(image)
+
+
+def listed(problems: list[str]) -> str:
+    """The first problems, a line each, and how many there are beyond."""
+    lines = [f"\n  - {problem}" for problem in problems[:LISTED]]
+    if len(problems) > LISTED:
+        lines.append(f"\n  - and {len(problems) - LISTED} more")
+    return "".join(lines)

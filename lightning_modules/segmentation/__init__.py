@@ -1,0 +1,1 @@
+"""Segmentation from a handful of annotated images: frozen features and an ensemble of pixel classifiers."""
