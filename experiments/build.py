@@ -36,18 +36,26 @@ from callbacks.progress import progress_bars
 from callbacks.results import RunStatistics, read_json, write_json_atomically
 from callbacks.rng import RandomState
 from callbacks.sample_grid import SampleGrid
+from callbacks.segmentation_figures import SegmentationFigure
+from callbacks.segmentation_metrics import SegmentationMetrics
 from callbacks.synthesis_figures import SynthesisFigure
 from callbacks.synthesis_metrics import SynthesisMetrics
 from callbacks.synthetic_table import SyntheticTable
-from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class
+from datamodules import sources
+from datamodules.source_table_segmentation import PUBLISHED_WEIGHTS
+from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class, nearest
 from experiments.report import print_run, published_figures
 
 log = logging.getLogger("genpred")
 METRICS = {
     "imputation": ImputationMetrics,
     "synthesis": SynthesisMetrics,
+    "segmentation": SegmentationMetrics,
     "pretraining": DiffusionMetrics,
 }
+
+
+PUBLISHED = "published:"  # in a configuration, before the name of weights that can be downloaded
 
 
 class RunError(RuntimeError):
@@ -65,15 +73,23 @@ def build_data(experiment: Experiment) -> L.LightningDataModule:
 
 
 def _construct(section: dict[str, Any], origin: str) -> Any:
-    arguments = {
-        key: _construct(value, f"{origin}.{key}") if isinstance(value, dict) and "class" in value else value
-        for key, value in section.items()
-        if key != "class"
-    }
+    arguments = {key: _argument(value, f"{origin}.{key}") for key, value in section.items() if key != "class"}
     try:
         return load_class(section["class"], origin)(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{origin}: {error}") from error
+
+
+def _argument(value: Any, origin: str) -> Any:
+    """An argument of a constructor: an object where it names a class, a file where it names published weights."""
+    if isinstance(value, dict) and "class" in value:
+        return _construct(value, origin)
+    if isinstance(value, str) and value.startswith(PUBLISHED):
+        name = value.removeprefix(PUBLISHED)
+        if name not in PUBLISHED_WEIGHTS:
+            raise ConfigError(f"{origin}={value} is not known.{nearest(name, PUBLISHED_WEIGHTS)}")
+        return str(sources.fetch_unpinned(PUBLISHED_WEIGHTS[name], lambda path: path.stat().st_size > 2**20))
+    return value
 
 
 def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
@@ -204,8 +220,9 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
-    by_variable = _by_variable(metrics.by_feature, data.variables) if hasattr(data, "variables") else {}
-    published = published_figures(experiment.name) if data.comparable else {}
+    variables = getattr(data, "variables", None) or getattr(data, "class_names", None)
+    by_variable = _by_variable(metrics.by_feature, variables) if variables else {}
+    published = published_figures(experiment.name)
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
     results = {
         "experiment": experiment.name,
@@ -222,7 +239,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         **statistics.statistics,
         "warnings": collapse.warnings,
         "config_sha256": config_hash(experiment.identity),
-        "data_sha256": data.data_sha256,
+        "data_sha256": data.data_sha256 | _weights_sha256(module),
         "data_variant": data.data_variant,
         "comparable": data.comparable,
         "versions": _versions(),
@@ -263,6 +280,11 @@ def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict
     }
 
 
+def _weights_sha256(module: L.LightningModule) -> dict[str, str]:
+    """Sums of the files of weights that parts of a method were made from."""
+    return {name: sha256 for part in module.modules() for name, sha256 in getattr(part, "weights_sha256", {}).items()}
+
+
 def is_trained(module: L.LightningModule) -> bool:
     """Whether a method is trained; others are ready when they have seen their table, or at once."""
     return is_overridden("training_step", module, L.LightningModule)
@@ -280,6 +302,8 @@ def _outputs(data: L.LightningDataModule, experiment: Experiment, folder: Path) 
     """What the task leaves in the run's folder beside its figures of merit."""
     if data.task == "synthesis":
         return [SyntheticTable(folder / "synthetic.csv"), SynthesisFigure(folder / "figures")]
+    if data.task == "segmentation":
+        return [SegmentationFigure(folder / "figures")]
     if data.task == "pretraining":
         return [SampleGrid(folder / "figures")]
     draws = data.evaluation_arguments.get("samples", 0)
@@ -383,6 +407,7 @@ def _quieten() -> None:
         ".*srun.*command is available on your system but is not used.*",
         ".*number of training batches .* is smaller than the logging interval.*",  # a short run logs its end alone
         ".*Checkpoint directory .* exists and is not empty.*",  # a run that continues finds its own
+        ".*module.s. in eval mode at the start of training.*",  # a frozen backbone stays so
         ".*Using ModelCheckpoint with manual optimization.*",  # of after the step, as it is meant
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):

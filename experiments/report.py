@@ -31,7 +31,8 @@ def run_table(results: dict[str, Any]) -> Table:
         results: the contents of a ``results.json``.
     """
     table = Table("metric")
-    for column in ("ours", "published", *results["baselines"]):
+    theirs = "published" if results.get("comparable", True) else "published, other data"
+    for column in ("ours", theirs, *results["baselines"]):
         table.add_column(column, justify="right", no_wrap=True)
     for key, metric in METRICS.items():
         if key in results["metrics"]:

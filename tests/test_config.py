@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from experiments import config
 from experiments.config import ConfigError, compose, differences, experiments
@@ -70,6 +71,20 @@ def test_the_variant_names_what_differs_and_nothing_else():
         (["gpvae_digits", "model.kernel=no"], "command line: model.kernel=False is of a wrong type"),
         (["gpvae_digits", "model=3"], "command line: model=3 must hold keys: "),
         (["gpvae_digits", "checkpoint.mode=least"], "command line: checkpoint.mode='least' is of a wrong type"),
+        (
+            ["rgb_celeba19", "model.backbone=3"],
+            "command line: model.backbone=3 must hold keys: ",
+        ),
+        (
+            ["ddpm_celeba19", "model.backbone.block=[1]"],
+            "command line: model.backbone.block is not known. Did you mean 'blocks'?",
+        ),
+        (["ddpm_celeba19", "blocks=1"], "command line: model.backbone.blocks=1 is of a wrong type"),
+        (["ddpm_celeba19", "bloks=[1]"], "command line: bloks is not known. Did you mean 'blocks'?"),
+        (
+            ["ddpm_celeba19", "model.backbone.checkpoint=published:ddpm/ffqh", "run_root=RUNS"],
+            "ddpm_celeba19: model.backbone.checkpoint=published:ddpm/ffqh is not known. Did you mean 'ddpm/ffhq'?",
+        ),
         (["gpvae_hmnist", "preset=pluss"], "preset 'pluss' of gpvae_hmnist does not exist. Did you mean 'plus'?"),
         (["gpvae_digits", "seed"], "command line: 'seed' is not of the form key=value"),
         (
@@ -126,8 +141,19 @@ def test_what_only_a_user_can_name_is_asked_for_and_taken(own_table, capsys):
     assert compose("gpvae_csv", [own_table, "model.latent_dim=34"]).variant != experiment.variant
 
 
+@pytest.fixture
+def own_folder(tmp_path):
+    """Two images of a user's own, one of which is annotated."""
+    for name in ("images/a.jpg", "images/b.jpg", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image = Image.new("L", (32, 32), 0)
+        image.paste(1, (8, 8, 24, 24))
+        image.save(tmp_path / name)
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_every_experiment_resolves_to_plain_values_for_every_preset(name, own_table):
+def test_every_experiment_resolves_to_plain_values_for_every_preset(name, own_table, own_folder):
     def walk(value):
         if isinstance(value, dict):
             return all(walk(each) for each in value.values())
@@ -135,9 +161,15 @@ def test_every_experiment_resolves_to_plain_values_for_every_preset(name, own_ta
             return all(walk(each) for each in value)
         return type(value) in (str, int, float, bool, type(None))
 
-    two = name in ("gpvae_hmnist", "gpvae_physionet") or name.startswith("tabddpm_")
-    for preset in ("paper", "plus") if two else ("paper",):
+    presets = ["paper"]
+    if name in ("gpvae_hmnist", "gpvae_physionet") or name.startswith("tabddpm_"):
+        presets.append("plus")
+    if name.startswith("ddpm_"):
+        presets += ["small", "untrained"]
+    for preset in presets:
         own = [own_table] if name.endswith("_csv") else []
+        own += [f"data.path={own_folder}"] if name.endswith("_folder") else []
+        own += [f"data.paths=[{own_folder}]"] if name.endswith("_images") else []
         own += ["data.target=b"] if name in ("real_csv", "smote_csv", "tabddpm_csv") else []
         assert walk(compose(name, [f"preset={preset}", *own]).config)
 

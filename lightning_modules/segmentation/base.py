@@ -34,9 +34,11 @@ class PixelBackbone(nn.Module):
 
     Attributes:
         channels: of each map, in the order of ``forward``'s answer.
+        kept_buffers: names of buffers that belong to a run and are stored with it, such as a noise that was drawn.
     """
 
     channels: Sequence[int]
+    kept_buffers: Sequence[str] = ()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps at the resolutions at which the network has them; nothing is up-sampled.

@@ -1,0 +1,99 @@
+"""Pictures of segmentations: the image, its truth, what the method says, and how much its members disagree.
+
+The form of Figure 5 of the thesis, after Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models,
+ICLR 2022.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from callbacks.figures import save_figure
+
+_COLUMNS = ("image", "truth", "prediction", "uncertainty, nats")
+
+
+def coloured(labels: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Labels [height, width] in the colours [class, 3] of their classes; white where there is no such class."""
+    white = np.full((1, 3), 255, np.uint8)
+    return np.concatenate([palette, white])[np.minimum(labels, len(palette))]
+
+
+def segmentation_figure(
+    images: NDArray[np.uint8],
+    masks: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    uncertainty: NDArray[np.float32],
+    palette: NDArray[np.uint8],
+    class_names: Sequence[str],
+) -> Figure:
+    """A row for each image, and the classes that occur, in their colours.
+
+    Args:
+        images: [image, 3, height, width].
+        masks: [image, height, width], the truth.
+        labels: [image, height, width], what was predicted.
+        uncertainty: [image, height, width], nats.
+        palette: [class, 3].
+        class_names: by their numbers.
+    """
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(7.2, 1.75 * len(images) + 0.9), dpi=150, layout="constrained")
+        axes = figure.subplots(len(images), len(_COLUMNS), squeeze=False)
+        for row, line in enumerate(axes):
+            shown = (images[row].transpose(1, 2, 0), coloured(masks[row], palette), coloured(labels[row], palette))
+            for ax, picture in zip(line, shown, strict=False):
+                ax.imshow(picture, interpolation="nearest")
+            heat = line[-1].imshow(uncertainty[row], cmap="magma", vmin=0, vmax=max(float(uncertainty.max()), 1e-6))
+            for ax in line:
+                ax.set_xticks([])
+                ax.set_yticks([])
+        for ax, title in zip(axes[0], _COLUMNS, strict=True):
+            ax.set_title(title)
+        figure.colorbar(heat, ax=axes[:, -1], shrink=0.6)
+        occurring = [number for number in range(len(palette)) if (masks == number).any() or (labels == number).any()]
+        handles = [mpl.patches.Patch(color=palette[number] / 255, label=class_names[number]) for number in occurring]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(7, max(len(handles), 1)), frameon=False)
+    return figure
+
+
+class SegmentationFigure(L.Callback):
+    """Writes ``segmentations.png`` after a test, and hands it to a logger of images.
+
+    Args:
+        folder: where the file goes.
+        num_images: of the first ones of the test, to show.
+    """
+
+    def __init__(self, folder: str | Path, num_images: int = 4) -> None:
+        self.path, self.num_images = Path(folder) / "segmentations.png", num_images
+        self._shown: list[tuple[NDArray[Any], ...]] = []
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self._shown = []
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the images to be shown."""
+        if trainer.is_global_zero and len(self._shown) < self.num_images:
+            parts = (batch.images, batch.masks, outputs.labels, outputs.uncertainty)
+            self._shown += list(zip(*(part.cpu().numpy() for part in parts), strict=True))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw."""
+        if not trainer.is_global_zero:
+            return
+        facts = trainer.datamodule.evaluation_arguments
+        parts = (np.stack(part) for part in zip(*self._shown[: self.num_images], strict=True))
+        figure = segmentation_figure(*parts, np.array(facts["palette"], np.uint8), facts["class_names"])
+        save_figure(figure, self.path)
+        if log_image := getattr(trainer.logger, "log_image", None):
+            log_image("segmentations", [str(self.path)])

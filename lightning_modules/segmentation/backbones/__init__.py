@@ -1,0 +1,1 @@
+"""Frozen networks that turn images into low-resolution feature maps, one file each."""

@@ -1,0 +1,360 @@
+"""An ensemble of small networks that label single pixels, from the features of a frozen backbone.
+
+Baranchuk, Rubachev, Voynov, Khrulkov, Babenko: Label-Efficient Semantic Segmentation with Diffusion Models, ICLR 2022,
+after Zhang et al., DatasetGAN, CVPR 2021. A member is Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear, trained
+on the annotated pixels of a few images; the members differ in their initialisation and in the order of their pixels,
+and vote. The published code up-samples all features of an image to its full size. Up-sampling and the first Linear
+commute, since the weights of an interpolation sum to one: here the Linear is applied to the maps as they are, its
+output is up-sampled, and training blends the four neighbours of the pixels it has drawn. All members are trained at
+once.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_modules.segmentation.base import AnnotatedBatch, PixelBackbone, PixelBatch, Segmentation
+
+_INITIAL_STD = 0.02
+_ASKED_EVERY = 16  # steps between two looks of the host at whether all members have stopped
+_NUMBERS_AT_ONCE = 2**20  # hidden activations of a chunk of rows, which then stay in a CPU's cache
+_IMAGES_AT_ONCE = 4  # through the backbone
+
+
+class PixelEnsemble(L.LightningModule):
+    """Pixel classifiers over the feature maps of a backbone.
+
+    Args:
+        backbone: frozen; its weights are not stored with the run, but the buffers that it names in ``kept_buffers``.
+        num_classes: classes of a pixel.
+        image_size: height and width of the images, in pixels.
+        num_members: members of the ensemble.
+        hidden: widths of the two hidden layers; None: 128 and 32 below 30 classes, else 256 and 128, as published.
+        learning_rate: of Adam.
+        stop_rule_from_epoch: first epoch, from 0 on, in which a member may stop.
+        patience: a member stops when more batches than this, one after the other, had no lower loss than the best one.
+        vote: "hard", the class that most members name, the first of several; "soft", that of the highest mean
+            probability.
+        feature_dtype: type in which the training images' features are kept.
+        feature_cache: "memory", or "disk", memory-mapped files in the run's folder.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: PixelBackbone,
+        num_classes: int,
+        image_size: int,
+        num_members: int = 10,
+        hidden: Sequence[int] | None = None,
+        learning_rate: float = 1e-3,
+        stop_rule_from_epoch: int = 4,
+        patience: int = 50,
+        vote: Literal["hard", "soft"] = "hard",
+        feature_dtype: Literal["float16", "float32"] = "float32",
+        feature_cache: Literal["memory", "disk"] = "memory",
+    ) -> None:
+        super().__init__()
+        if min(num_classes - 1, num_members, image_size, patience + 1) < 1:
+            raise ValueError(
+                f"num_classes={num_classes} must be at least 2, num_members={num_members} and image_size={image_size} "
+                f"at least 1, patience={patience} at least 0"
+            )
+        hidden = list(hidden) if hidden else ([128, 32] if num_classes < 30 else [256, 128])
+        if len(hidden) != 2:
+            raise ValueError(f"hidden={hidden}: give the widths of two layers")
+        self.save_hyperparameters(ignore="backbone")
+        self.backbone = backbone
+        # The first Linear's weights lie in the order of `by_resolution`, which is seen when maps are made.
+        self.channels = list(backbone.channels)
+        sizes = [sum(self.channels), *hidden, num_classes]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for i, (width, out) in enumerate(pairwise(sizes)):
+            self.weights.append(torch.stack([self._initial(member, i, width, out) for member in range(num_members)]))
+            self.biases.append(torch.zeros(num_members, 1, out))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(num_members * width) for width in hidden)
+        # State of the stop rule, a number for each member.
+        self.register_buffer("best_loss", torch.full((num_members,), torch.inf))
+        self.register_buffer("num_worse", torch.zeros(num_members, dtype=torch.int64))
+        self.register_buffer("stopped", torch.zeros(num_members, dtype=torch.bool))
+        self.tables: list[Tensor] = []  # of each resolution, [image * h * w, channel]
+
+    @staticmethod
+    def _initial(member: int, layer: int, width: int, out: int) -> Tensor:
+        """[width, out], drawn for this member and layer whatever the others are."""
+        key = (torch.initial_seed() * 0x9E3779B97F4A7C15 + member * 0xD1B54A32D192ED03 + layer) % 2**63
+        generator = torch.Generator().manual_seed(key)
+        return torch.randn(width, out, generator=generator) * _INITIAL_STD
+
+    # Features
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Describe the training images, and keep their maps at their own resolutions."""
+        images = self.trainer.datamodule.train_images  # uint8 [image, 3, height, width]
+        dtype = getattr(torch, self.hparams.feature_dtype)
+        folder = None
+        if self.hparams.feature_cache == "disk":
+            folder = Path(self.trainer.default_root_dir) / "features" / f"rank{self.global_rank}"
+            folder.mkdir(parents=True, exist_ok=True)
+        tables: list[Tensor] = []
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            chosen = images[start : start + _IMAGES_AT_ONCE].to(self.device)
+            maps = self.by_resolution(self.backbone(chosen.float() / 255))
+            for number, each in enumerate(maps):
+                batch, channels, height, width = each.shape
+                if start == 0:
+                    shape = (len(images), height * width, channels)
+                    tables.append(_table(shape, dtype, self.device, folder and folder / f"{height}x{width}.npy"))
+                    self.sides = [*(self.sides if number else []), (height, width)]
+                tables[number][start : start + batch] = each.flatten(2).mT.to(dtype)
+        self.tables = [table.flatten(0, 1) for table in tables]
+
+    def by_resolution(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps of equal size side by side, [batch, channel, h, w], in the order of the sizes' first appearance.
+
+        Raises:
+            ValueError: the backbone's maps have other channels than it says.
+        """
+        if [each.shape[1] for each in maps] != self.channels:
+            found = [each.shape[1] for each in maps]
+            raise ValueError(f"{type(self.backbone).__name__} gave maps of {found} channels, not {self.channels}")
+        groups: dict[torch.Size, list[Tensor]] = {}
+        for each in maps:
+            groups.setdefault(each.shape[-2:], []).append(each)
+        return [torch.cat(group, dim=1) for group in groups.values()]
+
+    def pixel_features(self, image: Tensor, position: Tensor) -> Tensor:
+        """Features of training pixels as bilinear up-sampling would give them.
+
+        Args:
+            image: [...] int64, rows of the training part.
+            position: [...] int64, row * width + column.
+
+        Returns:
+            float32 [..., channel], in the order of `by_resolution`.
+        """
+        size = self.hparams.image_size
+        features = []
+        for table, (height, width) in zip(self.tables, self.sides, strict=True):
+            rows, row_weight = neighbours(position // size, height, size)  # [..., 2] each
+            columns, column_weight = neighbours(position % size, width, size)
+            index = (rows[..., :, None] * width + columns[..., None, :]).flatten(-2)  # [..., 4]
+            index = index + (image * (height * width))[..., None]
+            weight = (row_weight[..., :, None] * column_weight[..., None, :]).flatten(-2)
+            features.append(blend(table, index, weight))
+        return torch.cat(features, dim=-1)
+
+    # Training
+
+    def training_step(self, batch: PixelBatch, batch_index: int) -> Tensor:
+        """One step of every member; the sum of their losses gives each its own gradient."""
+        self.losses = self.member_losses(batch)
+        if (self.trainer.global_step + 1) % (self.trainer.log_every_n_steps or 50) == 0:
+            self.log("train/loss", self.losses.detach().mean())
+        return self.losses.sum()
+
+    def member_losses(self, batch: PixelBatch) -> Tensor:
+        """Cross-entropy of each member on its own pixels, [member], nats."""
+        features = self.pixel_features(batch.image.T, batch.position.T)  # [member, pixel, channel]
+        z = torch.baddbmm(self.biases[0], features, self.weights[0])  # [member, pixel, hidden]
+        for weight, bias, norm in zip(self.weights[1:], self.biases[1:], self.norms, strict=True):
+            z = torch.baddbmm(bias, self.normalise(norm, z.relu()), weight)
+        losses = F.cross_entropy(z.flatten(0, 1), batch.label.T.flatten(), reduction="none")
+        return losses.unflatten(0, (len(z), -1)).mean(1)
+
+    def normalise(self, norm: nn.BatchNorm1d, hidden: Tensor) -> Tensor:
+        """Batch normalisation of each member by its own pixels, [member, pixel, hidden]."""
+        flat = hidden.transpose(0, 1).flatten(1)  # [pixel, member * hidden]
+        return norm(flat).unflatten(1, (len(hidden), -1)).transpose(0, 1)
+
+    def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
+        """The optimizer's step; from the first epoch of the stop rule on, without effect on members that stopped."""
+        if epoch < self.hparams.stop_rule_from_epoch:
+            super().optimizer_step(epoch, batch_index, *arguments, **named)
+            return
+        kept = [(tensor, tensor.detach().clone()) for tensor in self.member_tensors()]
+        super().optimizer_step(epoch, batch_index, *arguments, **named)
+        with torch.no_grad():
+            for tensor, before in kept:
+                by_member = (len(self.stopped), -1)
+                stays = self.stopped[:, None]
+                tensor.copy_(torch.where(stays, before.view(by_member), tensor.view(by_member)).view_as(tensor))
+            self.update_stop_rule(self.losses.detach())
+        if (batch_index + 1) % _ASKED_EVERY == 0 and bool(self.stopped.all()):
+            self.trainer.should_stop = True
+
+    def member_tensors(self) -> list[Tensor]:
+        """All that a member is made of; the first axis of each is a multiple of the members."""
+        parameters = [*self.weights, *self.biases, *self.norms.parameters()]
+        return parameters + [statistic for norm in self.norms for statistic in (norm.running_mean, norm.running_var)]
+
+    def update_stop_rule(self, losses: Tensor) -> None:
+        """Count, for each member, the batches since its best one; nothing waits for the device.
+
+        Args:
+            losses: [member] of the last batch.
+        """
+        better = losses < self.best_loss
+        self.best_loss = torch.where(better, losses, self.best_loss)
+        self.num_worse = torch.where(better, 0, self.num_worse + 1)
+        self.stopped = self.stopped | (self.num_worse > self.hparams.patience)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.hparams.learning_rate, fused=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the backbone's weights out: it has a file of its own."""
+        kept = {f"backbone.{name}" for name in self.backbone.kept_buffers}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {
+            name: value for name, value in state.items() if not name.startswith("backbone.") or name in kept
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the backbone's weights in, as they are."""
+        own = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        checkpoint["state_dict"] = own | checkpoint["state_dict"]
+
+    # Prediction
+
+    def test_step(self, batch: AnnotatedBatch, batch_index: int) -> Segmentation:
+        """Label all pixels; the metric callbacks score it."""
+        return self.predict(batch.images.float() / 255)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Segmentation:
+        """Label all pixels of images.
+
+        Args:
+            images: [batch, 3, height, width] float32 in [0, 1].
+        """
+        height, width = images.shape[-2:]
+        maps = self.by_resolution(self.backbone(images))
+        layers = self.folded_layers()
+        # The first Linear at low resolution, then widened: [batch, member * hidden, h, width] of each resolution.
+        projected = [
+            F.interpolate(project(each, weight), (each.shape[-2], width), mode="bilinear", align_corners=False)
+            for each, weight in zip(maps, self.weights[0].split([each.shape[1] for each in maps], dim=1), strict=True)
+        ]
+        num_members, hidden = self.weights[0].shape[0], self.weights[0].shape[2]
+        at_once = max(1, _NUMBERS_AT_ONCE // (num_members * hidden * width))
+        labels = torch.empty(len(images), height, width, dtype=torch.int64, device=images.device)
+        uncertainty = torch.empty(len(images), height, width, device=images.device)
+        for start in range(0, height, at_once):
+            rows = torch.arange(start, min(start + at_once, height), device=images.device)
+            for number in range(len(images)):
+                z = self.biases[0].mT  # [member, hidden, 1]
+                for each in projected:
+                    below, weight = neighbours(rows, each.shape[-2], height)  # [row, 2] each
+                    pair = each[number][:, below.flatten()].unflatten(1, (-1, 2))  # [member * hidden, row, 2, width]
+                    lifted = torch.lerp(pair[:, :, 0], pair[:, :, 1], weight[:, 1:])
+                    z = z + lifted.view(num_members, hidden, -1)  # [member, hidden, pixel]
+                for weight, bias in layers:
+                    z = torch.baddbmm(bias, weight, z.relu_())  # [member, out, pixel]
+                places = (number, slice(start, start + len(rows)))
+                result = vote(z, self.hparams.vote)
+                labels[places], uncertainty[places] = (part.view(len(rows), width) for part in result)
+        return Segmentation(labels, uncertainty)
+
+    def folded_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The second and the third Linear, each with the normalisation before it: weights and biases for columns."""
+        layers = []
+        for weight, bias, norm in zip(self.weights[1:], self.biases[1:], self.norms, strict=True):
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            scale, shift = (each.view(len(weight), -1, 1) for each in (scale, shift))  # [member, hidden, 1]
+            layers.append(((weight * scale).mT, bias.mT + weight.mT @ shift))
+        return layers
+
+
+def vote(logits: Tensor, kind: Literal["hard", "soft"]) -> tuple[Tensor, Tensor]:
+    """What an ensemble says, and how much its members disagree.
+
+    Args:
+        logits: [member, class, pixel].
+        kind: see `PixelEnsemble`.
+
+    Returns:
+        Classes, int64 [pixel], and the Jensen-Shannon divergence of the members, [pixel], in nats: the entropy of the
+        mean distribution less the mean of the entropies, at most the logarithm of the number of members.
+    """
+    log_probability = logits.log_softmax(1)
+    probability = log_probability.exp()
+    mean = probability.mean(0)  # [class, pixel]
+    entropies = -(probability * log_probability).sum(1).mean(0)
+    divergence = (torch.special.entr(mean).sum(0) - entropies).clamp(min=0)
+    if kind == "soft":
+        return mean.argmax(0), divergence
+    classes = logits.shape[1]
+    named = logits.argmax(1)  # [member, pixel]
+    counts = torch.zeros_like(mean, dtype=torch.int64).scatter_add_(0, named, torch.ones_like(named))
+    # Of equal counts the first class: argmax alone does not promise it.
+    first = torch.arange(classes - 1, -1, -1, device=logits.device)[:, None]
+    return (counts * classes + first).argmax(0), divergence
+
+
+def image_uncertainty(uncertainty: Tensor) -> Tensor:
+    """Mean of the most uncertain tenth of an image's pixels, [batch], from [batch, height, width]."""
+    flat = uncertainty.flatten(1)
+    return flat.topk(max(flat.shape[1] // 10, 1), dim=1).values.mean(1)
+
+
+def neighbours(position: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
+    """The two low-resolution places between which up-sampling interpolates (align_corners=False), and their weights.
+
+    Args:
+        position: [...] int64, in 0..size-1.
+        side: of the map.
+        size: of the image.
+
+    Returns:
+        Places int64 [..., 2], and weights float32 [..., 2].
+    """
+    place = ((position + 0.5) * (side / size) - 0.5).clamp(min=0)
+    below = place.floor()
+    upper = place - below
+    below = below.long()
+    places = torch.stack([below, (below + 1).clamp(max=side - 1)], dim=-1)
+    return places, torch.stack([1 - upper, upper], dim=-1).float()
+
+
+def blend(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of rows of a table: [row, channel], [..., 4] and [..., 4] to float32 [..., channel]."""
+    if table.dtype == torch.float32 and table.device.type == "cpu":
+        flat = F.embedding_bag(index.flatten(0, -2), table, per_sample_weights=weight.flatten(0, -2), mode="sum")
+        return flat.unflatten(0, index.shape[:-1])
+    return torch.einsum("...nc,...n->...c", table[index].float(), weight)
+
+
+def project(maps: Tensor, weight: Tensor) -> Tensor:
+    """The first Linear of all members at low resolution, without its bias.
+
+    Args:
+        maps: [batch, channel, h, w].
+        weight: [member, channel, hidden].
+
+    Returns:
+        [batch, member * hidden, h, w].
+    """
+    flat = weight.permute(0, 2, 1).flatten(0, 1)  # [member * hidden, channel]
+    return (flat @ maps.float().flatten(2)).unflatten(2, maps.shape[-2:])
+
+
+def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, path: Path | None) -> Tensor:
+    """Room for features: on the device, or in a file."""
+    if path is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+    return torch.from_numpy(np.lib.format.open_memmap(path, mode="w+", dtype=numpy_dtype, shape=shape))

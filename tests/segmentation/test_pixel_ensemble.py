@@ -1,0 +1,360 @@
+"""The ensemble of pixel classifiers: against separate trainings in plain torch, and features that are up-sampled."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from callbacks.rng import RandomState
+from datamodules.segmentation.pixels import PixelSampler, TrainingPixels
+from lightning_modules.segmentation.base import PixelBackbone
+from lightning_modules.segmentation.pixel_ensemble import (
+    PixelEnsemble,
+    blend,
+    image_uncertainty,
+    neighbours,
+    project,
+    vote,
+)  # fmt: skip
+
+SIZE, CLASSES, MEMBERS = 16, 5, 3
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),  # of torch, used by Lightning
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
+]
+
+
+class Maps(PixelBackbone):
+    """Two maps at half, one at a quarter, of the resolution, from fixed random convolutions."""
+
+    channels = (4, 6, 3)
+    kept_buffers = ("noise",)
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        convolutions = [nn.Conv2d(3, 4, 2, 2), nn.Conv2d(3, 6, 4, 4), nn.Conv2d(3, 3, 2, 2)]
+        for parameter in itertools.chain(*(layer.parameters() for layer in convolutions)):
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.convolutions = nn.ModuleList(convolutions).requires_grad_(False)
+        self.register_buffer("noise", torch.zeros(2))
+
+    def forward(self, images):
+        return [layer(images).sin() for layer in self.convolutions]
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor
+    masks: torch.Tensor
+
+
+class Data(L.LightningDataModule):
+    """Three images of random squares, whose red says the class; the darkest are not annotated."""
+
+    def __init__(self, pixels_per_batch=64, members=MEMBERS):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        squares = torch.randint(256, (3, 3, 4, 4), generator=generator, dtype=torch.uint8)
+        self.train_images = squares.repeat_interleave(SIZE // 4, 2).repeat_interleave(SIZE // 4, 3)
+        masks = self.train_images[:, 0].long() * (CLASSES + 1) // 256 - 1
+        self.masks = torch.where(masks < 0, 255, masks).to(torch.uint8)
+        self.pixels = TrainingPixels(self.masks, 255)
+        self.batch, self.members = pixels_per_batch, members
+
+    def sampler(self):
+        return PixelSampler(len(self.pixels), self.batch, self.members, seed=3)
+
+    def train_dataloader(self):
+        from datamodules.base import TensorLoader
+
+        return TensorLoader(self.pixels, self.sampler())
+
+
+def full_features(ensemble, images):
+    """Features of all pixels in the order of the ensemble's weights, [image, channel, height, width]."""
+    maps = ensemble.by_resolution(ensemble.backbone(images))
+    return torch.cat([F.interpolate(each, (SIZE, SIZE), mode="bilinear", align_corners=False) for each in maps], 1)
+
+
+def plain_member(ensemble, member):
+    """A member as a network of torch's own layers, with the same parameters."""
+    sizes = [13, *ensemble.hparams.hidden, CLASSES]
+    layers = []
+    for i, (width, out) in enumerate(itertools.pairwise(sizes)):
+        linear = nn.Linear(width, out)
+        linear.weight.data = ensemble.weights[i][member].detach().T.clone()
+        linear.bias.data = ensemble.biases[i][member, 0].detach().clone()
+        layers += [linear, nn.ReLU(), nn.BatchNorm1d(out)]
+    return nn.Sequential(*layers[:-2])
+
+
+def trainer(folder, **arguments):
+    return L.Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, log_every_n_steps=1000,
+        **({"enable_checkpointing": False} | arguments),
+    )  # fmt: skip
+
+
+def made(**arguments):
+    torch.manual_seed(0)
+    settings = {"num_members": MEMBERS, "hidden": [8, 6]} | arguments
+    return PixelEnsemble(Maps(), CLASSES, SIZE, **settings)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_members_are_separate_trainings(tmp_path, cache):
+    ensemble, data = made(feature_cache=cache, learning_rate=0.02), Data()
+    plain = [plain_member(ensemble, member) for member in range(MEMBERS)]
+    trainer(tmp_path, max_epochs=2, max_steps=-1).fit(ensemble, data)
+
+    features = full_features(ensemble, data.train_images.float() / 255).permute(0, 2, 3, 1).flatten(0, 2)
+    labels, sampler = data.masks.flatten().long(), data.sampler()
+    for member, network in enumerate(plain):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            for numbers in sampler:
+                chosen = data.pixels.annotated[numbers[:, member].long()]
+                optimizer.zero_grad()
+                F.cross_entropy(network(features[chosen]), labels[chosen]).backward()
+                optimizer.step()
+        torch.testing.assert_close(ensemble.weights[0][member].T, network[0].weight, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ensemble.weights[2][member].T, network[6].weight, atol=1e-5, rtol=1e-4)
+
+    images = data.train_images[:2].float() / 255
+    answer = ensemble.eval().predict(images)
+    seen = full_features(ensemble, images).permute(0, 2, 3, 1).flatten(0, 2)
+    logits = torch.stack([network.eval()(seen).T for network in plain])
+    labels, uncertainty = vote(logits, "hard")
+    assert torch.equal(answer.labels.flatten(), labels)
+    torch.testing.assert_close(answer.uncertainty.flatten(), uncertainty, atol=1e-5, rtol=1e-4)
+    assert (labels.bincount(minlength=CLASSES) > 0).sum() > 1
+
+
+def test_rows_at_once_do_not_matter(monkeypatch):
+    ensemble = made().eval()
+    images = torch.rand(1, 3, SIZE, SIZE)
+    whole = ensemble.predict(images)
+    monkeypatch.setattr("lightning_modules.segmentation.pixel_ensemble._NUMBERS_AT_ONCE", 1)
+    rows = ensemble.predict(images)
+    assert torch.equal(whole.labels, rows.labels)
+    torch.testing.assert_close(whole.uncertainty, rows.uncertainty)
+
+
+def test_a_member_does_not_depend_on_how_many_there_are():
+    few, many = made(num_members=2), made(num_members=10)
+    for one, other in zip(few.weights, many.weights, strict=True):
+        assert torch.equal(one, other[:2])
+    assert not torch.equal(few.weights[0][0], few.weights[0][1])
+    assert many.weights[0].detach().std() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("features", "classes", "count"),
+    [
+        (8448, 15, 1_086_415),
+        (8448, 29, 1_086_877),
+        (8448, 30, 2_200_478),
+        (8448, 34, 2_200_994),
+        (12288, 19, 1_578_067),
+    ],
+)
+def test_members_have_the_published_number_of_parameters(features, classes, count):
+    backbone = Maps()
+    backbone.channels = (features,)
+    ensemble = PixelEnsemble(backbone, classes, SIZE, num_members=1)
+    assert sum(parameter.numel() for parameter in ensemble.parameters() if parameter.requires_grad) == count
+
+
+# Up-sampling and the first Linear
+
+
+def maps_and_weights():
+    generator = torch.Generator().manual_seed(4)
+    maps = [torch.randn(1, c, s, s, generator=generator, dtype=torch.float64) for c, s in ((7, 4), (5, 8), (3, 16))]
+    weight = torch.randn(15, 6, generator=generator, dtype=torch.float64)
+    bias = torch.randn(6, generator=generator, dtype=torch.float64)
+    return maps, weight.split([7, 5, 3]), bias
+
+
+def up(maps, **options):
+    return F.interpolate(maps, (32, 32), **({"mode": "bilinear", "align_corners": False} | options))
+
+
+def applied(maps, weight):
+    return torch.einsum("bchw,cd->bdhw", maps, weight)
+
+
+def reference():
+    maps, weights, bias = maps_and_weights()
+    z = applied(torch.cat([up(each) for each in maps], 1), torch.cat(list(weights)))
+    return (z + bias[:, None, None]).relu()
+
+
+def test_the_first_linear_commutes_with_up_sampling():
+    maps, weights, bias = maps_and_weights()
+    z = sum(up(applied(each, weight)) for each, weight in zip(maps, weights, strict=True))
+    torch.testing.assert_close((z + bias[:, None, None]).relu(), reference(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", ["bias in each", "relu before", "corners", "nearest", "chained"])
+def test_what_does_not_commute_differs(wrong):
+    maps, weights, bias = maps_and_weights()
+    bias = bias[:, None, None]
+    projected = [applied(each, weight) for each, weight in zip(maps, weights, strict=True)]
+    z = {
+        "bias in each": lambda: sum(up(each + bias) for each in projected),
+        "relu before": lambda: sum(up(each.relu()) for each in projected) + bias,
+        "corners": lambda: sum(up(each, align_corners=True) for each in projected) + bias,
+        "nearest": lambda: sum(up(each, mode="nearest", align_corners=None) for each in projected) + bias,
+        "chained": lambda: sum(up(F.interpolate(each, (24, 24), mode="bilinear")) for each in projected) + bias,
+    }[wrong]()
+    assert (z.relu() - reference()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("side", "size"), [(4, 32), (8, 32), (32, 32), (5, 32), (40, 32)])
+def test_neighbours_blend_to_what_interpolate_gives(side, size):
+    maps = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
+    wanted = F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
+    position = torch.arange(size)
+    places, weights = neighbours(position, side, size)
+    index = (places[:, None, :, None] * side + places[None, :, None, :]).flatten(-2)  # [y, x, 4]
+    weight = (weights[:, None, :, None] * weights[None, :, None, :]).flatten(-2)
+    for number in range(2):
+        table = maps[number].flatten(1).T
+        for dtype in (torch.float32, torch.float64):  # the two ways of blending
+            got = blend(table.to(dtype), index, weight).permute(2, 0, 1)
+            torch.testing.assert_close(got, wanted[number], atol=1e-5, rtol=1e-5)
+
+
+def test_projection_is_the_first_linear():
+    maps, weight = torch.randn(2, 5, 4, 3), torch.randn(MEMBERS, 5, 8)
+    wanted = torch.einsum("bchw,mcd->bmdhw", maps, weight).flatten(1, 2)
+    torch.testing.assert_close(project(maps, weight), wanted, atol=1e-5, rtol=1e-5)
+
+
+# The vote
+
+
+def test_of_equal_votes_the_first_class_wins():
+    named = torch.tensor([[3, 1, 2, 0], [1, 3, 2, 4], [1, 3, 4, 4], [3, 1, 4, 2]])  # [member, pixel]
+    labels, _ = vote(F.one_hot(named, 5).transpose(1, 2).float() * 9, "hard")
+    assert labels.tolist() == [torch.mode(named[:, pixel]).values.item() for pixel in range(4)] == [1, 1, 2, 4]
+
+
+def test_a_soft_vote_can_overrule():
+    probability = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.0001, 0.9999]])[..., None]  # [member, class, pixel]
+    assert vote(probability.log(), "hard")[0].item() == 0
+    assert vote(probability.log(), "soft")[0].item() == 1
+
+
+def test_divergence_is_zero_in_agreement_and_at_most_the_logarithm_of_the_members():
+    agreed = torch.randn(1, 7, 4).expand(10, 7, 4)
+    torch.testing.assert_close(vote(agreed, "hard")[1], torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(vote(1e4 * torch.eye(10)[..., None], "hard")[1], torch.tensor([math.log(10)]))
+    p = np.array([[0.7, 0.3], [0.2, 0.8]])
+    entropy = lambda q: -(q * np.log(q)).sum(-1)  # noqa: E731
+    wanted = entropy(p.mean(0)) - entropy(p).mean()
+    assert vote(torch.from_numpy(np.log(p))[..., None], "soft")[1].item() == pytest.approx(wanted)
+
+
+def test_an_images_uncertainty_is_that_of_its_worst_tenth():
+    values = torch.arange(64.0).view(1, 8, 8)
+    assert image_uncertainty(values).item() == pytest.approx(np.arange(58, 64).mean())
+
+
+# The stop rule
+
+
+def stopped_after(losses, patience):
+    """How many batches a member of the published code trains on: after each it counts those that were not better."""
+    best, worse = math.inf, 0
+    for number, loss in enumerate(losses, start=1):
+        if loss < best:
+            best, worse = loss, 0
+        else:
+            worse += 1
+        if worse > patience:
+            return number
+    return None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(0, 4))
+def test_the_stop_rule_is_that_of_each_member_alone(losses, patience):
+    ensemble = made(num_members=2, patience=patience)
+    stopped = [None, None]
+    for number, both in enumerate(losses, start=1):
+        ensemble.update_stop_rule(torch.tensor(both, dtype=torch.float32))
+        for member in range(2):
+            if ensemble.stopped[member] and stopped[member] is None:
+                stopped[member] = number
+    assert stopped == [stopped_after([both[member] for both in losses], patience) for member in range(2)]
+
+
+@pytest.mark.parametrize("asked_every", [1, 7])
+def test_a_member_that_stopped_stays_as_it_was(tmp_path, monkeypatch, asked_every):
+    monkeypatch.setattr("lightning_modules.segmentation.pixel_ensemble._ASKED_EVERY", asked_every)
+    ensemble, data = made(stop_rule_from_epoch=1, patience=2), Data(pixels_per_batch=32)
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            state = [tensor.detach().reshape(MEMBERS, -1).clone() for tensor in module.member_tensors()]
+            seen.append((module.losses.detach().clone(), module.stopped.clone(), state))
+
+    run = trainer(tmp_path, max_epochs=50, max_steps=-1, callbacks=[Watch()])
+    run.fit(ensemble, data)
+    per_epoch = len(data.sampler())
+    assert run.global_step == len(seen) < 50 * per_epoch
+    for member in range(MEMBERS):
+        losses = [each[0][member].item() for each in seen[per_epoch:]]
+        last = per_epoch + stopped_after(losses, 2)
+        assert [bool(each[1][member]) for each in seen] == [False] * (last - 1) + [True] * (len(seen) - last + 1)
+        for before, end, earlier in zip(seen[last - 1][2], seen[-1][2], seen[last - 2][2], strict=True):
+            assert torch.equal(before[member], end[member])
+            assert not torch.equal(before[member], earlier[member])
+
+
+def test_a_run_goes_on_in_mid_epoch_as_if_it_had_not_stopped(tmp_path):
+    def run(folder, max_steps, path=None):
+        ensemble = made(stop_rule_from_epoch=1, patience=3)
+        checkpoints = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)
+        arguments = {"max_epochs": 20, "max_steps": max_steps, "enable_checkpointing": True}
+        engine = trainer(folder, callbacks=[checkpoints, RandomState()], **arguments)
+        engine.fit(ensemble, Data(), ckpt_path=path, weights_only=True)
+        return ensemble, engine.global_step
+
+    whole, steps = run(tmp_path / "whole", -1)
+    per_epoch = len(Data().sampler())
+    assert steps > per_epoch + 4
+    cut = per_epoch + 3  # the stop rule counts already
+    run(tmp_path / "cut", cut)
+    stored = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in stored if name.startswith("backbone.")} == {"backbone.noise"}
+    continued, further = run(tmp_path / "cut", -1, tmp_path / "cut" / "last.ckpt")
+    assert further == steps
+    for one, other in zip(whole.member_tensors(), continued.member_tensors(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(whole.best_loss, continued.best_loss)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"num_members=0"):
+        made(num_members=0)
+    with pytest.raises(ValueError, match=r"hidden=\[3\]"):
+        made(hidden=[3])
+    ensemble = made()
+    ensemble.channels = [1, 2]
+    with pytest.raises(ValueError, match=r"Maps gave maps of \[4, 6, 3\] channels, not \[1, 2\]"):
+        ensemble.predict(torch.rand(1, 3, SIZE, SIZE))

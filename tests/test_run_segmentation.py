@@ -1,0 +1,131 @@
+"""Whole runs of segmentation through the command line: from pre-training on unlabelled images to masks."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.run import main
+
+ROOT = Path(__file__).parents[1]
+TINY = ["data.image_size=32", "data.num_members=3", "logger=csv"]
+
+
+def disc(generator, size=40):
+    """A picture of a bright disc on a dark ground, and its mask."""
+    y, x = np.mgrid[:size, :size]
+    centre, radius = generator.uniform(12, size - 12, 2), generator.uniform(6, 11)
+    mask = (np.hypot(y - centre[0], x - centre[1]) < radius).astype(np.uint8)
+    ground, colour = generator.uniform(10, 90, 3), generator.uniform(140, 245, 3)
+    picture = np.where(mask[..., None] > 0, colour, ground) + generator.normal(0, 6, (size, size, 3))
+    return picture.clip(0, 255).astype(np.uint8), mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve pictures, of which eight are annotated; two of these are for test."""
+    place, generator = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for part in ("images", "masks", "test/images", "test/masks"):
+        (place / part).mkdir(parents=True)
+    for number in range(12):
+        picture, mask = disc(generator)
+        home = place / "test" if number in (6, 7) else place
+        Image.fromarray(picture).save(home / "images" / f"{number}.png")
+        if number < 8:
+            np.save(home / "masks" / f"{number}.npy", mask)
+    (place / "classes.json").write_text('["ground", "disc"]')
+    return place
+
+
+def run(root, name, *overrides):
+    """Run an experiment in this process; its folder and what it left in results.json."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([name, f"run_root={root}", *overrides]) == 0
+    (results,) = (root / name).glob("*/*/results.json")
+    return results.parent, json.loads(results.read_text())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, folder):
+    """A pre-training of a few steps."""
+    root = tmp_path_factory.mktemp("pretraining")
+    return run(
+        root, "unet_images", f"data.paths=[{folder}]", "data.image_size=32", "data.batch_size=4", "max_steps=6",
+        "logger=csv", "trainer.log_every_n_steps=1", "trainer.precision=32-true", "model.channel_multipliers=[1,2]",
+        "checkpoint.every_n_steps=3", "model.attention_resolutions=[16]", "channels_per_head=32",
+        "check_val_every_n_epoch=1",
+    )  # fmt: skip
+
+
+def test_pretraining_leaves_losses_and_samples(pretrained):
+    place, results = pretrained
+    assert results["steps"] == 6
+    assert {"test/mse", "test/bits_per_dim"} == results["metrics"].keys()
+    assert "val/mse" in results["validation"]
+    with Image.open(place / "figures" / "samples.png") as samples:
+        assert samples.size[0] > 100
+    assert "train/mse" in (place / "csv" / "metrics.csv").read_text()
+
+
+def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, tmp_path):
+    place, results = run(
+        tmp_path, "ddpm_folder", f"data.path={folder}", f"model.backbone.checkpoint={pretrained[0]}",
+        "blocks=[2,3]", "steps=[20,80]", "torso=float32", *TINY,
+    )  # fmt: skip
+    assert results["metrics"]["test/miou"] > 0.8  # the disc is brighter than its ground
+    assert results["variables"]["disc"]["test/iou"] > 0.7
+    assert results["comparable"] is False
+    assert {"last.ckpt"} <= set(results["data_sha256"])  # of the backbone's weights
+    assert (place / "figures" / "segmentations.png").stat().st_size > 5000
+    state = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in state if name.startswith("backbone.")} == {"backbone.noise"}
+
+
+def test_a_run_that_was_killed_ends_with_the_same_digits(folder, tmp_path):
+    arguments = [f"data.path={folder}", *TINY, "checkpoint.every_n_steps=20"]
+    _, whole = run(tmp_path / "whole", "rgb_folder", *arguments)
+    command = [sys.executable, "-m", "experiments.run", "rgb_folder", f"run_root={tmp_path / 'cut'}", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "cut").rglob("last.ckpt")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "cut").rglob("results.json"))
+    _, continued = run(tmp_path / "cut", "rgb_folder", *arguments)
+    assert "continuing from" in next((tmp_path / "cut").rglob("log.txt")).read_text()
+    assert continued["metrics"] == whole["metrics"]
+    assert continued["steps"] == whole["steps"]
+
+
+def test_faulty_files_are_named_and_nothing_is_left(folder, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "images" / "3.png").write_bytes(b"not an image")
+    np.save(broken / "masks" / "1.npy", np.zeros((3, 3), np.uint8))
+    assert main(["rgb_folder", f"data.path={broken}", f"run_root={tmp_path / 'runs'}"]) == 2
+    told = capsys.readouterr().err
+    assert "3.png" in told
+    assert "1.npy" in told
+    assert not list((tmp_path / "runs").rglob("results.json"))
+
+
+def test_weights_that_are_not_there_are_a_line(folder, tmp_path, capsys):
+    arguments = ["ddpm_folder", f"data.path={folder}", f"run_root={tmp_path}", "logger=none"]
+    assert main(arguments) == 2
+    assert "checkpoint=None: give the path of a UNet's weights" in capsys.readouterr().err
+    assert main([*arguments, "model.backbone.checkpoint=nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert "nowhere does not exist" in told
+    assert told.count("\n") == 1
