@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import segment
 from experiments.run import main
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_pretraining_leaves_losses_and_samples(pretrained):
     assert "train/mse" in (place / "csv" / "metrics.csv").read_text()
 
 
-def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, tmp_path):
+def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, tmp_path, capsys):
     place, results = run(
         tmp_path, "ddpm_folder", f"data.path={folder}", f"model.backbone.checkpoint={pretrained[0]}",
         "blocks=[2,3]", "steps=[20,80]", "torso=float32", *TINY,
@@ -88,6 +89,27 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
     assert (place / "figures" / "segmentations.png").stat().st_size > 5000
     state = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {name for name in state if name.startswith("backbone.")} == {"backbone.noise"}
+
+    # What has no mask gets one, of its own size.
+    (tmp_path / "new").mkdir()
+    picture, mask = disc(np.random.default_rng(9), size=48)
+    Image.fromarray(picture[:, :44]).save(tmp_path / "new" / "wide.jpg")
+    Image.fromarray(mask).save(tmp_path / "new" / "wide.png")  # a mask beside its picture is no picture
+    Image.fromarray(picture).save(tmp_path / "new" / "square.png")
+    arguments = ["--checkpoint", str(place), "--input", str(tmp_path / "new"), "--output", str(tmp_path / "masks")]
+    assert segment.main(arguments) == 0
+    for name, truth in (("wide", mask[:, :44]), ("square", mask)):
+        with Image.open(tmp_path / "masks" / f"{name}.png") as written:
+            assert (np.array(written) == truth).mean() > 0.9
+    lines = (tmp_path / "masks" / "uncertainty.csv").read_text().splitlines()
+    scores = [float(line.rpartition(",")[2]) for line in lines[1:]]
+    assert len(scores) == 2
+    assert 0 <= scores[1] <= scores[0] <= np.log(3)
+    (tmp_path / "new" / "broken.jpg").write_bytes(b"no picture")
+    assert segment.main(arguments) == 2
+    assert "broken.jpg" in capsys.readouterr().err
+    assert segment.main(["--checkpoint", str(pretrained[0]), *arguments[2:]]) == 2
+    assert "not one of segmentation" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_ends_with_the_same_digits(folder, tmp_path):
