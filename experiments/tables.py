@@ -4,8 +4,9 @@ A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a da
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
 variant), the published ``figures`` and their ``source`` (``sources`` holds those of experiments with another), the
 ``sweep`` that makes the runs, and ``overrides`` that all of them share. A row shows the runs of its own variant and no
-others. With ``spread``, which says of what, the standard deviations are those within runs and not over seeds; a
-``transposed`` table is printed with its rows as columns.
+others, and only with ``substitutes`` those on other data than the published. With ``spread``, which says of what, the
+standard deviations are those within runs and not over seeds; a ``transposed`` table is printed with its rows as
+columns.
 """
 
 import json
@@ -191,6 +192,7 @@ class Row:
     variant: str
     listed: bool = True
     reference: bool = False
+    substitutes: bool = False  # whether runs on other data than the published count
 
     @property
     def name(self) -> str:
@@ -198,9 +200,9 @@ class Row:
         return " ".join([self.method, *(f"{key}={value}" for key, value in self.overrides.items())])
 
     def runs(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
-        """Its results on a data set, one for each seed; those on a substitute for it are left out."""
+        """Its results on a data set, one for each seed; those on a substitute for it are left out, if not asked for."""
         found = runs.get((f"{self.method}_{dataset}", self.variant), [])
-        return [each for each in found if each.get("comparable", True)]
+        return [each for each in found if self.substitutes or each.get("comparable", True)]
 
 
 def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
@@ -213,6 +215,7 @@ def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
             own := each.get("overrides", {}),
             variant_name(own | shared),
             reference=each.get("reference", False),
+            substitutes=table.get("substitutes", False),
         )
         for each in table["rows"]
     ]
@@ -243,7 +246,7 @@ def _variant_label(results: dict[str, Any]) -> str:
 def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = False) -> Sheet:
     """A published table, a row for each method and preset, ours beside the published figures.
 
-    A row for which there are no runs, nor any in the table's sweep, is left out.
+    A row for which there are no runs, nor any in the table's sweep, nor anything published, is left out.
 
     Args:
         name: of the table, such as "table1".
@@ -257,6 +260,7 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
     table = published_table(name)
     datasets = {column["dataset"] for column in table["columns"]}
     known = runs.keys() | {(cell.experiment, variant_name(cell.values)) for cell in cells(table["sweep"])}
+    known |= {(experiment, variant_name({})) for experiment in table["figures"]}
     rows = [
         row for row in listed_rows(table) if any((f"{row.method}_{each}", row.variant) in known for each in datasets)
     ]
@@ -270,7 +274,10 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
         if bootstrap and column.get("metric") == "test/auroc" and column.get("show") != "published":
             headings.append(BOOTSTRAP)
             columns.append([bootstrap_cell(row.runs(column["dataset"], runs)) for row in rows])
-    others = "".join(f"; {experiment}: {source}" for experiment, source in table.get("sources", {}).items())
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for experiment, source in table.get("sources", {}).items():
+        by_source[source].append(experiment)
+    others = "".join(f"; {', '.join(names)}: {source}" for source, names in by_source.items())
     both = any(column.get("show") == "both" for column in table["columns"])
     note = f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours; published"
     note += f", also in parentheses: {table['source']}{others}." if both else f": {table['source']}{others}."

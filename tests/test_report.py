@@ -377,7 +377,9 @@ def test_published_figures_belong_to_one_table_and_give_their_source():
             for metric, (mean, *std) in figures.items():
                 found = published_figures(experiment)[metric]
                 assert found == {"mean": mean, "std": std[0] if std else None, "source": source}
-    assert {experiment for experiment, _ in seen} <= known
+    # Of four methods of Table 3 the figures are all that was published.
+    undefined = {f"{method}_" for method in ("alae", "vdvae", "gan_inversion", "gan_encoder")}
+    assert {name for name, _ in seen if not name.startswith(tuple(undefined))} <= known
     assert published_figures("csdi_physionet")["test/mae"]["source"].startswith("Tashiro")
     assert published_figures("brits_physionet")["test/auroc"]["source"] == "thesis Table 2"
     assert published_figures("gpvae_digits") == {}
