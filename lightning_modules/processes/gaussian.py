@@ -7,6 +7,7 @@ first ones of the data, such as [batch] (or [1] for one step of all). Coefficien
 variational bound that trains it, are those of Nichol and Dhariwal, Improved DDPM, ICML 2021.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -162,7 +163,7 @@ def bound_term(
         [batch], nats, mean over the image's numbers.
     """
     true_mean, true_variance = posterior_mean_variance(start, noisy, alphas_cumprod, step)
-    # Where t = 0 the variance is 0 and its logarithm would give gradients that are not numbers.
+    # Where t = 0 the variance is 0; its logarithm stays out of the branch that is not taken.
     first = (step == 0).reshape(true_variance.shape)
     true_log_variance = torch.where(first, 1.0, true_variance).log()
     difference = (true_mean - mean).square()
@@ -190,10 +191,11 @@ def discretised_log_likelihood(start: Tensor, mean: Tensor, log_variance: Tensor
     scale = (-log_variance / 2).exp()
     above = torch.where(start > 1 - 1e-3, torch.inf, (start - mean + 1 / 255) * scale)
     below = torch.where(start < -1 + 1e-3, -torch.inf, (start - mean - 1 / 255) * scale)
-    # In the upper half the mirrored interval, whose probability does not cancel.
-    flip = (start > mean).to(start.dtype) * -2 + 1
+    # In the lower half the mirrored interval: a difference of upper tails keeps its digits. (special.ndtr is 1 + erf,
+    # which has none left in the tails.)
+    flip = (start > mean).to(start.dtype) * 2 - 1
     upper, lower = torch.maximum(flip * above, flip * below), torch.minimum(flip * above, flip * below)
-    probability = torch.special.ndtr(upper) - torch.special.ndtr(lower)
+    probability = (torch.erfc(lower * math.sqrt(0.5)) - torch.erfc(upper * math.sqrt(0.5))) / 2
     return probability.clamp(min=1e-12).log()
 
 

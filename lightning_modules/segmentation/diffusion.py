@@ -180,7 +180,7 @@ class DiffusionPretraining(L.LightningModule):
         Raises:
             ValueError: ``num_images`` is below 1, or ``sampling_steps`` below 2 or beyond all steps.
         """
-        if num_images < 1 or (sampling_steps or 2) < 2:
+        if num_images < 1 or (sampling_steps is not None and sampling_steps < 2):
             raise ValueError(f"num_images={num_images} must be at least 1, sampling_steps={sampling_steps} at least 2")
         hparams = self.hparams
         steps = schedules.strided_steps(hparams.num_diffusion_steps, sampling_steps or hparams.num_diffusion_steps)
