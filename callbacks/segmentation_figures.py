@@ -1,7 +1,7 @@
-"""Pictures of segmentations: the image, its truth, what the method says, and how much its members disagree.
+"""Pictures of segmentations, and of what the features of a backbone tell apart without any annotation.
 
-The form of Figure 5 of the thesis, after Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models,
-ICLR 2022.
+The forms of Figures 5 and 4 of the thesis, after Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion
+Models, ICLR 2022.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,48 @@ def segmentation_figure(
         occurring = [number for number in range(len(palette)) if (masks == number).any() or (labels == number).any()]
         handles = [mpl.patches.Patch(color=palette[number] / 255, label=class_names[number]) for number in occurring]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(7, max(len(handles), 1)), frameon=False)
+    return figure
+
+
+def clusters_figure(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    palette: NDArray[np.uint8],
+) -> Figure:
+    """An image, and beside it the clusters of its pixels by each of a grid of feature maps.
+
+    Args:
+        image: [3, height, width].
+        labels: [row, column, height, width], numbers of clusters.
+        row_names: such as the steps of a diffusion model.
+        column_names: such as the blocks of its network.
+        palette: [cluster, 3].
+
+    Raises:
+        ValueError: there are not as many names as rows and columns.
+    """
+    if labels.shape[:2] != (len(row_names), len(column_names)):
+        raise ValueError(
+            f"labels of shape {list(labels.shape)} with {len(row_names)} names of rows, {len(column_names)} of columns"
+        )
+    with mpl.rc_context({"font.size": 8}):
+        size = (1.3 * (len(column_names) + 1) + 0.3, 1.3 * len(row_names) + 0.3)
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        axes = figure.subplots(len(row_names), len(column_names) + 1, squeeze=False)
+        for ax in axes.flat:
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[0, 0].imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        for ax in axes[1:, 0]:
+            ax.set_visible(False)
+        for line, row, name in zip(axes[:, 1:], labels, row_names, strict=True):
+            for ax, panel in zip(line, row, strict=True):
+                ax.imshow(coloured(panel, palette), interpolation="nearest")
+            line[0].set_ylabel(name)
+        for ax, name in zip(axes[0, 1:], column_names, strict=True):
+            ax.set_title(name)
     return figure
 
 

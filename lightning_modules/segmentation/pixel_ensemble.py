@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.networks.member_adam import MemberAdam
 from lightning_modules.segmentation.base import AnnotatedBatch, PixelBackbone, PixelBatch, Segmentation
 
 _INITIAL_STD = 0.02
 _ASKED_EVERY = 16  # steps between two looks of the host at whether all members have stopped
-_NUMBERS_AT_ONCE = 2**20  # hidden activations of a chunk of rows, which then stay in a CPU's cache
+# Of what then stays in a CPU's cache; a GPU takes all at once, or much more.
+_NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # hidden activations of a chunk of pixels
+_PIXELS_AT_ONCE = 32  # whose neighbours are converted from 16 bits
 _IMAGES_AT_ONCE = 4  # through the backbone
 
 
@@ -146,22 +149,19 @@ class PixelEnsemble(L.LightningModule):
         size = self.hparams.image_size
         features = []
         for table, (height, width) in zip(self.tables, self.sides, strict=True):
-            rows, row_weight = neighbours(position // size, height, size)  # [..., 2] each
-            columns, column_weight = neighbours(position % size, width, size)
-            index = (rows[..., :, None] * width + columns[..., None, :]).flatten(-2)  # [..., 4]
-            index = index + (image * (height * width))[..., None]
-            weight = (row_weight[..., :, None] * column_weight[..., None, :]).flatten(-2)
-            features.append(blend(table, index, weight))
+            index, weight = corners(position, (height, width), (size, size))
+            features.append(blend(table, index + (image * (height * width))[..., None], weight))
         return torch.cat(features, dim=-1)
 
     # Training
 
     def training_step(self, batch: PixelBatch, batch_index: int) -> Tensor:
         """One step of every member; the sum of their losses gives each its own gradient."""
-        self.losses = self.member_losses(batch)
+        losses = self.member_losses(batch)
+        self.losses = losses.detach()
         if (self.trainer.global_step + 1) % (self.trainer.log_every_n_steps or 50) == 0:
-            self.log("train/loss", self.losses.detach().mean())
-        return self.losses.sum()
+            self.log("train/loss", self.losses.mean())
+        return losses.sum()
 
     def member_losses(self, batch: PixelBatch) -> Tensor:
         """Cross-entropy of each member on its own pixels, [member], nats."""
@@ -179,19 +179,19 @@ class PixelEnsemble(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
         """The optimizer's step; from the first epoch of the stop rule on, without effect on members that stopped."""
-        if epoch < self.hparams.stop_rule_from_epoch:
-            super().optimizer_step(epoch, batch_index, *arguments, **named)
-            return
-        kept = [(tensor, tensor.detach().clone()) for tensor in self.member_tensors()]
+        ruled = epoch >= self.hparams.stop_rule_from_epoch
+        self.optimizers(use_pl_optimizer=False).stopped = self.stopped if ruled else None
+        statistics = [(each, each.clone()) for norm in self.norms for each in (norm.running_mean, norm.running_var)]
         super().optimizer_step(epoch, batch_index, *arguments, **named)
-        with torch.no_grad():
-            for tensor, before in kept:
-                by_member = (len(self.stopped), -1)
-                stays = self.stopped[:, None]
-                tensor.copy_(torch.where(stays, before.view(by_member), tensor.view(by_member)).view_as(tensor))
-            self.update_stop_rule(self.losses.detach())
-        if (batch_index + 1) % _ASKED_EVERY == 0 and bool(self.stopped.all()):
+        if not ruled:
+            return
+        for statistic, before in statistics:
+            by_member = statistic.view(len(self.stopped), -1)
+            by_member.copy_(torch.where(self.stopped[:, None], before.view_as(by_member), by_member))
+        # Before the rule looks at this step: the first rank has sent its `stopped` to all others at the step's start.
+        if (self.trainer.global_step + 1) % _ASKED_EVERY == 0 and bool(self.stopped.all()):
             self.trainer.should_stop = True
+        self.update_stop_rule(self.losses)
 
     def member_tensors(self) -> list[Tensor]:
         """All that a member is made of; the first axis of each is a multiple of the members."""
@@ -212,7 +212,7 @@ class PixelEnsemble(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.hparams.learning_rate, fused=True)
+        return MemberAdam(parameters, lr=self.hparams.learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the backbone's weights out: it has a file of its own."""
@@ -241,41 +241,37 @@ class PixelEnsemble(L.LightningModule):
             images: [batch, 3, height, width] float32 in [0, 1].
         """
         height, width = images.shape[-2:]
-        maps = self.by_resolution(self.backbone(images))
         layers = self.folded_layers()
-        # The first Linear at low resolution, then widened: [batch, member * hidden, h, width] of each resolution.
-        projected = [
-            F.interpolate(project(each, weight), (each.shape[-2], width), mode="bilinear", align_corners=False)
-            for each, weight in zip(maps, self.weights[0].split([each.shape[1] for each in maps], dim=1), strict=True)
-        ]
-        num_members, hidden = self.weights[0].shape[0], self.weights[0].shape[2]
-        at_once = max(1, _NUMBERS_AT_ONCE // (num_members * hidden * width))
-        labels = torch.empty(len(images), height, width, dtype=torch.int64, device=images.device)
-        uncertainty = torch.empty(len(images), height, width, device=images.device)
-        for start in range(0, height, at_once):
-            rows = torch.arange(start, min(start + at_once, height), device=images.device)
-            for number in range(len(images)):
-                z = self.biases[0].mT  # [member, hidden, 1]
-                for each in projected:
-                    below, weight = neighbours(rows, each.shape[-2], height)  # [row, 2] each
-                    pair = each[number][:, below.flatten()].unflatten(1, (-1, 2))  # [member * hidden, row, 2, width]
-                    lifted = torch.lerp(pair[:, :, 0], pair[:, :, 1], weight[:, 1:])
-                    z = z + lifted.view(num_members, hidden, -1)  # [member, hidden, pixel]
-                for weight, bias in layers:
-                    z = torch.baddbmm(bias, weight, z.relu_())  # [member, out, pixel]
-                places = (number, slice(start, start + len(rows)))
-                result = vote(z, self.hparams.vote)
-                labels[places], uncertainty[places] = (part.view(len(rows), width) for part in result)
+        maps = self.by_resolution(self.backbone(images))
+        num_members, _, hidden = self.weights[0].shape
+        weight = self.weights[0].transpose(0, 1).flatten(1)  # [channel, member * hidden]
+        weights = weight.split([each.shape[1] for each in maps])
+        # A pixel's hidden activations are a weighted sum of four rows of each resolution's product.
+        sides = [each.shape[-2:] for each in maps]
+        index, share = all_corners(sides, (height, width), images.device)  # [pixel, 4 * resolution] each
+        at_once = max(1, _NUMBERS_AT_ONCE.get(images.device.type, 2**20) // (num_members * hidden))
+        labels = torch.empty(len(images), height * width, dtype=torch.int64, device=images.device)
+        uncertainty = torch.empty(len(images), height * width, device=images.device)
+        for number in range(len(images)):
+            table = torch.cat([project(each[number], part) for each, part in zip(maps, weights, strict=True)])
+            for start in range(0, height * width, at_once):
+                pixels = slice(start, start + at_once)
+                z = blend(table, index[pixels], share[pixels])  # [pixel, member * hidden]
+                z = z.unflatten(1, (num_members, hidden)).transpose(0, 1).add_(self.biases[0])  # the bias once
+                for layer, bias in layers:
+                    z = torch.baddbmm(bias, z.relu_(), layer)  # [member, pixel, out]
+                labels[number, pixels], uncertainty[number, pixels] = vote(z.mT, self.hparams.vote)
+        labels, uncertainty = (each.unflatten(1, (height, width)) for each in (labels, uncertainty))
         return Segmentation(labels, uncertainty)
 
     def folded_layers(self) -> list[tuple[Tensor, Tensor]]:
-        """The second and the third Linear, each with the normalisation before it: weights and biases for columns."""
+        """The second and the third Linear, each with the normalisation before it: weights and biases."""
         layers = []
         for weight, bias, norm in zip(self.weights[1:], self.biases[1:], self.norms, strict=True):
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             shift = norm.bias - norm.running_mean * scale
             scale, shift = (each.view(len(weight), -1, 1) for each in (scale, shift))  # [member, hidden, 1]
-            layers.append(((weight * scale).mT, bias.mT + weight.mT @ shift))
+            layers.append((weight * scale, bias + shift.mT @ weight))
         return layers
 
 
@@ -330,26 +326,60 @@ def neighbours(position: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
     return places, torch.stack([1 - upper, upper], dim=-1).float()
 
 
+def corners(position: Tensor, sides: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four places of a map between which up-sampling interpolates a pixel.
+
+    Args:
+        position: [...] int64, row * width + column of the pixel.
+        sides: height and width of the map.
+        size: of the image.
+
+    Returns:
+        Places as row * width + column of the map, int64 [..., 4], and their weights, float32 [..., 4].
+    """
+    rows, row_weight = neighbours(position // size[1], sides[0], size[0])  # [..., 2] each
+    columns, column_weight = neighbours(position % size[1], sides[1], size[1])
+    index = (rows[..., :, None] * sides[1] + columns[..., None, :]).flatten(-2)
+    return index, (row_weight[..., :, None] * column_weight[..., None, :]).flatten(-2)
+
+
+def all_corners(sides: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`corners` of all pixels of an image, in maps whose places are numbered through: [pixel, 4 * map] each."""
+    position = torch.arange(size[0] * size[1], device=device)
+    index, weight = zip(*(corners(position, each, size) for each in sides), strict=True)
+    starts = np.cumsum([0, *(height * width for height, width in sides)])
+    return torch.cat([each + int(start) for each, start in zip(index, starts, strict=False)], 1), torch.cat(weight, 1)
+
+
 def blend(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of rows of a table: [row, channel], [..., 4] and [..., 4] to float32 [..., channel]."""
-    if table.dtype == torch.float32 and table.device.type == "cpu":
-        flat = F.embedding_bag(index.flatten(0, -2), table, per_sample_weights=weight.flatten(0, -2), mode="sum")
-        return flat.unflatten(0, index.shape[:-1])
-    return torch.einsum("...nc,...n->...c", table[index].float(), weight)
+    """Weighted sums of rows of a table: [row, channel], [..., place] and [..., place] to float32 [..., channel]."""
+    shape, index, weight = index.shape[:-1], index.flatten(0, -2), weight.flatten(0, -2)
+    if table.dtype == torch.float32:
+        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum").unflatten(0, shape)
+    at_once = min(_PIXELS_AT_ONCE if table.device.type == "cpu" else len(index), len(index))
+    kept = table.new_empty(at_once * index.shape[1], table.shape[1])
+    converted = torch.empty_like(kept, dtype=torch.float32)
+    blended = converted.new_empty(len(index), 1, table.shape[1])
+    for start in range(0, len(index), at_once):
+        chosen, share = index[start : start + at_once], weight[start : start + at_once, None]
+        rows = slice(chosen.numel())
+        torch.index_select(table, 0, chosen.flatten(), out=kept[rows])
+        converted[rows] = kept[rows]
+        torch.bmm(share, converted[rows].unflatten(0, chosen.shape), out=blended[start : start + at_once])
+    return blended.squeeze(1).unflatten(0, shape)
 
 
 def project(maps: Tensor, weight: Tensor) -> Tensor:
     """The first Linear of all members at low resolution, without its bias.
 
     Args:
-        maps: [batch, channel, h, w].
-        weight: [member, channel, hidden].
+        maps: [channel, h, w].
+        weight: [channel, member * hidden].
 
     Returns:
-        [batch, member * hidden, h, w].
+        [h * w, member * hidden].
     """
-    flat = weight.permute(0, 2, 1).flatten(0, 1)  # [member * hidden, channel]
-    return (flat @ maps.float().flatten(2)).unflatten(2, maps.shape[-2:])
+    return maps.float().flatten(1).T @ weight
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, path: Path | None) -> Tensor:

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from ddp import run_in_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,12 +16,12 @@ from torch.nn import functional as F
 
 from callbacks.rng import RandomState
 from datamodules.segmentation.pixels import PixelSampler, TrainingPixels
-from lightning_modules.segmentation.base import PixelBackbone
+from lightning_modules.segmentation.base import PixelBackbone, Segmentation
 from lightning_modules.segmentation.pixel_ensemble import (
     PixelEnsemble,
     blend,
+    corners,
     image_uncertainty,
-    neighbours,
     project,
     vote,
 )  # fmt: skip
@@ -141,14 +142,16 @@ def test_members_are_separate_trainings(tmp_path, cache):
     assert (labels.bincount(minlength=CLASSES) > 0).sum() > 1
 
 
-def test_rows_at_once_do_not_matter(monkeypatch):
+def test_pixels_at_once_and_images_at_once_do_not_matter(monkeypatch):
+    """Of images that are not square, and whose width a chunk does not divide."""
     ensemble = made().eval()
-    images = torch.rand(1, 3, SIZE, SIZE)
-    whole = ensemble.predict(images)
-    monkeypatch.setattr("lightning_modules.segmentation.pixel_ensemble._NUMBERS_AT_ONCE", 1)
-    rows = ensemble.predict(images)
-    assert torch.equal(whole.labels, rows.labels)
-    torch.testing.assert_close(whole.uncertainty, rows.uncertainty)
+    images = torch.rand(2, 3, SIZE, 3 * SIZE)
+    whole = Segmentation(*map(torch.cat, zip(*(ensemble.predict(image) for image in images.split(1)), strict=True)))
+    monkeypatch.setattr("lightning_modules.segmentation.pixel_ensemble._NUMBERS_AT_ONCE", {"cpu": 100})
+    parts = ensemble.predict(images)
+    assert whole.labels.shape == (2, SIZE, 3 * SIZE)
+    assert torch.equal(whole.labels, parts.labels)
+    torch.testing.assert_close(whole.uncertainty, parts.uncertainty)
 
 
 def test_a_member_does_not_depend_on_how_many_there_are():
@@ -222,25 +225,23 @@ def test_what_does_not_commute_differs(wrong):
     assert (z.relu() - reference()).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(("side", "size"), [(4, 32), (8, 32), (32, 32), (5, 32), (40, 32)])
-def test_neighbours_blend_to_what_interpolate_gives(side, size):
-    maps = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
-    wanted = F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
-    position = torch.arange(size)
-    places, weights = neighbours(position, side, size)
-    index = (places[:, None, :, None] * side + places[None, :, None, :]).flatten(-2)  # [y, x, 4]
-    weight = (weights[:, None, :, None] * weights[None, :, None, :]).flatten(-2)
+@pytest.mark.parametrize("sides", [(4, 4), (8, 8), (32, 32), (5, 3), (40, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_corners_blend_to_what_interpolate_gives(sides, dtype):
+    size = (32, 24)
+    maps = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(sides[0])).to(dtype)
+    wanted = F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
+    index, weight = corners(torch.arange(32 * 24), sides, size)  # [pixel, 4]
     for number in range(2):
-        table = maps[number].flatten(1).T
-        for dtype in (torch.float32, torch.float64):  # the two ways of blending
-            got = blend(table.to(dtype), index, weight).permute(2, 0, 1)
-            torch.testing.assert_close(got, wanted[number], atol=1e-5, rtol=1e-5)
+        got = blend(maps[number].flatten(1).T.contiguous(), index.view(*size, 4), weight.view(*size, 4))
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.permute(2, 0, 1), wanted[number], atol=1e-5, rtol=1e-5)
 
 
 def test_projection_is_the_first_linear():
-    maps, weight = torch.randn(2, 5, 4, 3), torch.randn(MEMBERS, 5, 8)
-    wanted = torch.einsum("bchw,mcd->bmdhw", maps, weight).flatten(1, 2)
-    torch.testing.assert_close(project(maps, weight), wanted, atol=1e-5, rtol=1e-5)
+    maps, weight = torch.randn(5, 4, 3), torch.randn(MEMBERS, 5, 8)
+    wanted = torch.einsum("chw,mcd->hwmd", maps, weight).flatten(0, 1).flatten(1)
+    torch.testing.assert_close(project(maps, weight.transpose(0, 1).flatten(1)), wanted, atol=1e-5, rtol=1e-5)
 
 
 # The vote
@@ -310,7 +311,8 @@ def test_a_member_that_stopped_stays_as_it_was(tmp_path, monkeypatch, asked_ever
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, module, *_):
-            state = [tensor.detach().reshape(MEMBERS, -1).clone() for tensor in module.member_tensors()]
+            adam = [state[name] for state in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
+            state = [tensor.detach().view(MEMBERS, -1).clone() for tensor in (*module.member_tensors(), *adam)]
             seen.append((module.losses.detach().clone(), module.stopped.clone(), state))
 
     run = trainer(tmp_path, max_epochs=50, max_steps=-1, callbacks=[Watch()])
@@ -326,19 +328,57 @@ def test_a_member_that_stopped_stays_as_it_was(tmp_path, monkeypatch, asked_ever
             assert not torch.equal(before[member], earlier[member])
 
 
+def test_how_often_the_host_asks_does_not_matter(tmp_path, monkeypatch):
+    results = []
+    for asked_every in (1, 11):
+        monkeypatch.setattr("lightning_modules.segmentation.pixel_ensemble._ASKED_EVERY", asked_every)
+        ensemble = made(stop_rule_from_epoch=0, patience=3)
+        run = trainer(tmp_path, max_epochs=50, max_steps=-1)
+        run.fit(ensemble, Data(pixels_per_batch=64))
+        results.append((run.global_step, ensemble.member_tensors()))
+    assert results[0][0] < results[1][0]
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_processes_whose_losses_round_differently_stop_alike():
+    """What the first one says holds: the others get the state of its stop rule before each step."""
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ensemble = made(num_members=2, patience=0)
+
+        def forward(self):
+            return sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+
+    def on_rank():
+        step = Step()
+        model, ensemble = nn.parallel.DistributedDataParallel(step), step.ensemble
+        ensemble.update_stop_rule(torch.tensor([1.0, 1.0]))
+        ensemble.update_stop_rule(torch.tensor([1.0, 0.5]) + torch.distributed.get_rank() * torch.tensor([-1e-6, 1.0]))
+        apart = ensemble.stopped.tolist()
+        model()
+        return apart, ensemble.stopped.tolist(), ensemble.best_loss.tolist(), ensemble.num_worse.tolist()
+
+    first, second = run_in_processes(2, on_rank)
+    assert first == ([True, False], [True, False], [1.0, 0.5], [1, 0])
+    assert second == ([False, True], *first[1:])
+
+
 def test_a_run_goes_on_in_mid_epoch_as_if_it_had_not_stopped(tmp_path):
     def run(folder, max_steps, path=None):
         ensemble = made(stop_rule_from_epoch=1, patience=3)
-        checkpoints = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)
+        checkpoints = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=cut, save_last=True)
         arguments = {"max_epochs": 20, "max_steps": max_steps, "enable_checkpointing": True}
         engine = trainer(folder, callbacks=[checkpoints, RandomState()], **arguments)
         engine.fit(ensemble, Data(), ckpt_path=path, weights_only=True)
         return ensemble, engine.global_step
 
-    whole, steps = run(tmp_path / "whole", -1)
     per_epoch = len(Data().sampler())
-    assert steps > per_epoch + 4
     cut = per_epoch + 3  # the stop rule counts already
+    whole, steps = run(tmp_path / "whole", -1)
+    assert steps > cut + 1
     run(tmp_path / "cut", cut)
     stored = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["state_dict"]
     assert {name for name in stored if name.startswith("backbone.")} == {"backbone.noise"}
