@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -23,11 +22,10 @@ def grid_figure(images: Tensor, columns: int) -> Figure:
     empty = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
     grid = torch.cat([images, empty]).unflatten(0, (rows, columns))  # [row, column, 3, height, width]
     grid = grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [row * height, column * width, 3]
-    with mpl.rc_context({"savefig.pad_inches": 0}):
-        figure = Figure(figsize=(grid.shape[1] / 100, grid.shape[0] / 100), dpi=200)
-        ax = figure.add_axes((0, 0, 1, 1))
-        ax.imshow(grid.cpu().numpy(), interpolation="nearest")
-        ax.set_axis_off()
+    figure = Figure(figsize=(grid.shape[1] / 100, grid.shape[0] / 100), dpi=200)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.imshow(grid.cpu().numpy(), interpolation="nearest")
+    ax.set_axis_off()
     return figure
 
 
