@@ -5,7 +5,9 @@
 Ten members on features of the published shape: 15 maps of a UNet for an image of 256 pixels, 8,448 channels in all,
 here of random numbers. predict: labels of an image, ours beside up-sampling all maps and asking one member after the
 other, some rows of pixels at a time. train: one step, ours beside ten modules with an Adam each, one after the other,
-whose features are at hand already. memory: bytes of an image's features, and the peak of training on 50 images.
+which a loader hands rows of up-sampled features (of one image, 2.2 GB); both ways pick new pixels for each step. What
+the pixels' features alone take is shown besides. memory: bytes of an image's features, and the peak of training on 50
+images.
 """
 
 import argparse
@@ -14,14 +16,16 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.segmentation.batch import PixelBatch
-from experiments.benchmarks.measure import alternate, largest_error
+from experiments.benchmarks.measure import alternate, largest_error, peak_memory, ratio, state
 from lightning_modules.segmentation.base import PixelBackbone
 from lightning_modules.segmentation.pixel_ensemble import PixelEnsemble, vote
 
@@ -121,36 +125,59 @@ def train(repeats: int) -> None:
     fit_start(ensemble, 1)
     members = separate(ensemble)
     generator = torch.Generator().manual_seed(1)
-    position = torch.randint(SIZE**2, (PIXELS, MEMBERS), generator=generator)
-    label = torch.randint(CLASSES, (PIXELS, MEMBERS), generator=generator)
-    batch = PixelBatch(torch.zeros_like(position), position, label)
-    features = ensemble.pixel_features(batch.image.T, position.T)  # [member, pixel, channel]
+    position = torch.randint(SIZE**2, (repeats + 1, PIXELS, MEMBERS), generator=generator)
+    label = torch.randint(CLASSES, (SIZE**2,), generator=generator)
     optimizer = ensemble.configure_optimizers()
     separately = [torch.optim.Adam(member.parameters(), lr=1e-3) for member in members]
-    losses: dict[str, list[float]] = {"ours": [], "one after another": []}
+    losses: dict[str, list[Tensor]] = {"ours": [], "one after another": []}
+    picking: dict[str, list[float]] = {"ours": [], "one after another": []}
+
+    # The order of channels is that of the ensemble's weights.
+    maps = [
+        table.view(*sides, -1).permute(2, 0, 1)[None]
+        for table, sides in zip(ensemble.tables, ensemble.sides, strict=True)
+    ]
+    rows = torch.empty(SIZE, SIZE, sum(RandomMaps.channels))
+    for each, part in zip(maps, rows.split([each.shape[1] for each in maps], dim=-1), strict=True):
+        part.copy_(F.interpolate(each, (SIZE, SIZE), mode="bilinear", align_corners=False)[0].permute(1, 2, 0))
+    pixels = TensorDataset(rows.flatten(0, 1), label)
+    loaders = [iter(DataLoader(pixels, batch_sampler=position[:, :, number].tolist())) for number in range(MEMBERS)]
+    steps = iter(position)
 
     def ours() -> None:
+        chosen = next(steps)
+        batch = PixelBatch(torch.zeros_like(chosen), chosen, label[chosen])
         optimizer.zero_grad()
-        loss = ensemble.member_losses(batch)
-        loss.sum().backward()
+        losses_of_members = ensemble.member_losses(batch)
+        losses_of_members.sum().backward()
         optimizer.step()
-        losses["ours"].append(loss.mean().item())
+        losses["ours"].append(losses_of_members.detach())
+        start = time.perf_counter()
+        ensemble.pixel_features(batch.image.T, batch.position.T)  # once more, for its time alone
+        picking["ours"].append(time.perf_counter() - start)
 
     def published() -> None:
-        total = 0.0
-        for number, (member, its_optimizer) in enumerate(zip(members, separately, strict=True)):
+        of_members, picked = [], 0.0
+        for member, its_optimizer, loader in zip(members, separately, loaders, strict=True):
+            start = time.perf_counter()
+            features, labels = next(loader)
+            picked += time.perf_counter() - start
             its_optimizer.zero_grad()
-            loss = F.cross_entropy(member(features[number]), label[:, number])  # its features are at hand already
+            loss = F.cross_entropy(member(features), labels)
             loss.backward()
             its_optimizer.step()
-            total += loss.item() / MEMBERS
-        losses["one after another"].append(total)
+            of_members.append(loss.detach())
+        losses["one after another"].append(torch.stack(of_members))
+        picking["one after another"].append(picked)
 
     seconds = alternate({"ours": ours, "published": published}, repeats)
-    error = largest_error(*([torch.tensor(each)] for each in losses.values()))
+    seconds["ours"] = [whole - twice for whole, twice in zip(seconds["ours"], picking["ours"][1:], strict=True)]
+    error = largest_error(*losses.values())
     if error > 1e-3:
         raise SystemExit(f"the losses differ by {error:.1e}: these are not two ways to compute the same")
     _print("train, one step of ten members, 64 pixels each", seconds, f"losses agree to {error:.0e}; target 5")
+    for name, values in picking.items():
+        print(f"  of it, the pixels' features, {name}: {1e3 * statistics.median(values[1:]):.1f} ms", flush=True)
 
 
 def memory() -> None:
@@ -166,8 +193,6 @@ def memory() -> None:
 
 def train_on_many() -> None:
     """Two steps on 50 images; prints the most memory that the process had."""
-    import resource
-
     ensemble = build()
     fit_start(ensemble, IMAGES)
     optimizer = ensemble.configure_optimizers()
@@ -176,8 +201,8 @@ def train_on_many() -> None:
         optimizer.zero_grad()
         ensemble.member_losses(PixelBatch(image, position, torch.randint(CLASSES, image.shape))).sum().backward()
         optimizer.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"memory: {peak / 1e9:.2f} GB at most to train on {IMAGES} images (target 6; the published code: about 210)")
+    peak = peak_memory() / 1e9
+    print(f"memory: {peak:.2f} GB at most to train on {IMAGES} images (target 6; the published code: about 210)")
 
 
 def _print(title: str, seconds: dict[str, list[float]], note: str) -> None:
@@ -185,7 +210,7 @@ def _print(title: str, seconds: dict[str, list[float]], note: str) -> None:
     print(title)
     for name, median in medians.items():
         print(f"  {name:<12}{1e3 * median:10.1f} ms")
-    print(f"  published / ours: {medians['published'] / medians['ours']:.1f} ({note})", flush=True)
+    print(f"  published / ours: {ratio(seconds['published'], seconds['ours'])} ({note})", flush=True)
 
 
 PARTS = {"predict": predict, "train": train, "memory": memory}
@@ -199,8 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()[0]
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {os.cpu_count()} cores, load {load:.1f}")
+    print(state(), flush=True)
     for part in arguments.parts:
         PARTS[part](*([] if part == "memory" else [arguments.repeats]))
 
