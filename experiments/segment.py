@@ -1,6 +1,7 @@
 """Label pictures: ``python -m experiments.segment --checkpoint RUN --input FOLDER --output FOLDER``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ DESCRIPTION = """Label the pictures of a folder with an ensemble that `experimen
 
 Each picture gets a PNG of its own size whose pixels are the numbers of classes, shown in the classes' colours. The
 table uncertainty.csv lists the pictures, the one whose labels the members agree on least first: annotate that one next.
-Of a folder with images/ in it, these are read; else all pictures below it but masks (x.png beside x.jpg)."""
+A folder has the form of data set `folder`: pictures, or images/ with them in it; masks that it has are not read."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,15 +76,19 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
 
     from callbacks.files import whole_file
     from datamodules.segmentation.images import ImagesError, at_own_size, read_rgb, whole_image
+    from datamodules.segmentation.own_images import pictures
     from datamodules.segmentation.palette import palette
     from lightning_modules.segmentation.pixel_ensemble import image_uncertainty
 
-    root, pictures = _pictures(source)
+    try:
+        found = [source] if source.is_file() else pictures(source)
+    except ImagesError as error:
+        raise ConfigError(f"--input {' '.join(str(error).split())}") from error
     module = load(run)
     device = move(module, device)
     colours = palette(module.hparams.num_classes).tobytes()
     scores = {}
-    for picture in pictures:
+    for picture in found:
         try:
             image = read_rgb(picture)
         except ImagesError as error:
@@ -93,7 +98,7 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
         labels = at_own_size(answer.labels[0].cpu().numpy(), *image.size)
         mask = Image.fromarray(labels.astype(np.uint8), mode="P")
         mask.putpalette(colours)
-        name = picture.relative_to(root)
+        name = Path(os.path.relpath(picture, source.parent if source.is_file() else source))
         scores[name.as_posix()] = image_uncertainty(answer.uncertainty).item()
         target = (output / name).with_suffix(".png")
         try:
@@ -109,21 +114,6 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
     return scores
 
 
-def _pictures(source: Path) -> tuple[Path, list[Path]]:
-    """The folder, and the pictures in it, sorted."""
-    from datamodules.segmentation.images import SUFFIXES
-
-    if source.is_file():
-        return source.parent, [source]
-    root = source / "images" if (source / "images").is_dir() else source
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    others = {path.with_suffix("") for path in found if path.suffix.lower() != ".png"}
-    pictures = [path for path in found if path.suffix.lower() != ".png" or path.with_suffix("") not in others]
-    if not pictures:
-        raise ConfigError(f"--input {source}: there is no picture; their names end in one of {', '.join(SUFFIXES)}")
-    return root, pictures
-
-
 def load(run: Path) -> "PixelEnsemble":
     """An ensemble as a run has left it; its training images need not be at hand.
 
@@ -133,22 +123,11 @@ def load(run: Path) -> "PixelEnsemble":
     Raises:
         ConfigError: there is no such run, it is not one of segmentation, or it is not trained.
     """
-    from callbacks.checkpoints import AtomicCheckpointIO
-    from experiments.build import build_module
-    from experiments.config import Experiment
-
-    folder, config, data_class, checkpoint = StoredRun.find(run)
-    if getattr(data_class, "task", None) != "segmentation":
-        raise ConfigError(f"--checkpoint {run}: its run is not one of segmentation, but on {data_class.__name__}")
-    if not checkpoint.is_file():
-        raise ConfigError(f"--checkpoint {run}: there is no checkpoint; the training has to begin first")
-    try:
-        module = build_module(Experiment(str(folder), "", "", "", config))
-        stored = AtomicCheckpointIO().load_checkpoint(checkpoint)
-        module.on_load_checkpoint(stored)
-        module.load_state_dict(stored["state_dict"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"--checkpoint {checkpoint} cannot be used: {' '.join(str(error).split())}") from error
+    stored = StoredRun.of_task(run, "segmentation")
+    with stored.usable():
+        module, checkpoint = stored.module_and_checkpoint()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
     return module
 
 

@@ -115,28 +115,14 @@ def load(run: Path) -> "Synthesizer":
     Raises:
         ConfigError: there is no such run, it is not one of synthesis, or it is not trained.
     """
-    from callbacks.checkpoints import AtomicCheckpointIO
-    from experiments.build import build_module
-    from experiments.config import Experiment
-
-    folder, config, data_class, checkpoint = StoredRun.find(run)
-    if getattr(data_class, "task", None) != "synthesis":
-        raise ConfigError(f"--checkpoint {run}: its run is not one of synthesis, but on {data_class.__name__}")
-    if not checkpoint.is_file():
-        raise ConfigError(
-            f"--checkpoint {run}: there is no checkpoint; a method without training (real, smote) keeps nothing "
-            f"to draw from, and the training of another has to begin first"
-        )
-    try:
-        module = build_module(Experiment(str(folder), "", "", "", config))
-        stored = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    stored = StoredRun.of_task(run, "synthesis")
+    with stored.usable():
+        module, checkpoint = stored.module_and_checkpoint()
         # The table's own arguments, such as its path, are of no use without it.
-        data = data_class(**{key: value for key, value in config["data"].items() if key != "class"})
-        data.load_state_dict(stored[data_class.__qualname__])
+        data = stored.data_class(**{key: value for key, value in stored.config["data"].items() if key != "class"})
+        data.load_state_dict(checkpoint[stored.data_class.__qualname__])
         module.attach(data)
-        module.load_state_dict(stored["state_dict"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"--checkpoint {checkpoint} cannot be used: {' '.join(str(error).split())}") from error
+        module.load_state_dict(checkpoint["state_dict"])
     return module
 
 

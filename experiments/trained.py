@@ -1,11 +1,14 @@
 """Runs that a command is pointed at with ``--checkpoint RUN``."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.config import ConfigError, load_class
+from experiments.config import ConfigError, Experiment, load_class
 
 if TYPE_CHECKING:
+    import lightning as L
     import torch
 
 
@@ -49,6 +52,44 @@ class StoredRun(NamedTuple):
         data_class = load_class(config["data"]["class"], f"{path}: data.class")
         checkpoint = run if run.suffix == ".ckpt" else folder / "checkpoints" / "last.ckpt"
         return cls(folder, config, data_class, checkpoint)
+
+    @classmethod
+    def of_task(cls, run: Path, task: str) -> "StoredRun":
+        """As `find`, a run of one task that has a checkpoint.
+
+        Raises:
+            ConfigError: there is no such run, it is one of another task, or it has no checkpoint.
+        """
+        found = cls.find(run)
+        if getattr(found.data_class, "task", None) != task:
+            raise ConfigError(f"--checkpoint {run}: its run is not one of {task}, but on {found.data_class.__name__}")
+        if not found.checkpoint.is_file():
+            raise ConfigError(
+                f"--checkpoint {run}: there is no checkpoint; a method without training keeps nothing, and the "
+                "training of another has to begin first"
+            )
+        return found
+
+    def module_and_checkpoint(self) -> "tuple[L.LightningModule, dict[str, Any]]":
+        """The method, freshly made, and what the checkpoint holds."""
+        from callbacks.checkpoints import AtomicCheckpointIO
+        from experiments.build import build_module
+
+        module = build_module(Experiment(str(self.folder), "", "", "", self.config))
+        return module, AtomicCheckpointIO().load_checkpoint(self.checkpoint)
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """Say in a line what makes the checkpoint unfit for its method or data.
+
+        Raises:
+            ConfigError: what is done inside fails.
+        """
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--checkpoint {self.checkpoint} cannot be used: {reason}") from error
 
 
 def move(module: "torch.nn.Module", device: str) -> "torch.device":

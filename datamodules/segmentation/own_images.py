@@ -193,6 +193,19 @@ def check_folder(path: str | Path, ignore_label: int = UNANNOTATED) -> list[str]
     return [*_problems(files, checked, ignore_label), *(line for lines in unlabelled for line in lines)]
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The images of a folder in one of the layouts of `OwnImages`, with a mask or without, sorted.
+
+    Raises:
+        ImagesError: there is none, two have the same name but for the suffix, or masks and images do not fit together.
+    """
+    pairs, unlabelled, problems = _listing(folder)
+    raise_problems(problems, folder)
+    if not pairs and not unlabelled:
+        raise ImagesError(f"{folder}: there is no image; their names must end in one of {', '.join(SUFFIXES)}.")
+    return sorted([*(pair.image for pair in pairs), *unlabelled])
+
+
 def _checked(path: Path, ignore_label: int) -> tuple[Files, list[Checked]]:
     """The files of a folder, and what was found in its pairs."""
     if not path.is_dir():
