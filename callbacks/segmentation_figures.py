@@ -133,9 +133,9 @@ class SegmentationFigure(L.Callback):
         """Draw."""
         if not trainer.is_global_zero:
             return
-        facts = trainer.datamodule.evaluation_arguments
+        data = trainer.datamodule
         parts = (np.stack(part) for part in zip(*self._shown[: self.num_images], strict=True))
-        figure = segmentation_figure(*parts, np.array(facts["palette"], np.uint8), facts["class_names"])
+        figure = segmentation_figure(*parts, data.palette, data.class_names)
         save_figure(figure, self.path)
         if log_image := getattr(trainer.logger, "log_image", None):
             log_image("segmentations", [str(self.path)])

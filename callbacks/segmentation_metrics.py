@@ -1,6 +1,5 @@
 """How well pixels are labelled: the intersection over union of classes, as published and as usual."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import lightning as L
@@ -82,23 +81,10 @@ class SegmentationMetrics(L.Callback):
     Args:
         num_classes: classes that can be predicted.
         ignore_label: of pixels without annotation; may be the number of a class.
-        class_names: by their numbers.
-        scored_classes: numbers of the classes that count: all but the ignored one.
-        palette: colours of the classes, which only figures need.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        ignore_label: int,
-        class_names: Sequence[str],
-        scored_classes: Sequence[int],
-        palette: Sequence[Sequence[int]],
-    ) -> None:
-        if len(class_names) != num_classes:
-            raise ValueError(f"class_names has {len(class_names)} names, but num_classes={num_classes}")
+    def __init__(self, num_classes: int, ignore_label: int) -> None:
         self.counts = PixelCounts(num_classes, ignore_label)
-        self.class_names = list(class_names)
 
     @property
     def by_feature(self) -> dict[str, Tensor]:

@@ -65,15 +65,13 @@ class AnnotatedDataModule(ResumableDataModule):
 
     @property
     def evaluation_arguments(self) -> dict[str, Any]:
-        """Arguments of the metrics and figures: the classes, those of them that are scored, and their colours."""
-        num_classes = len(self.class_names)
-        return {
-            "num_classes": num_classes,
-            "ignore_label": self.ignore_label,
-            "scored_classes": [number for number in range(num_classes) if number != self.ignore_label],
-            "class_names": list(self.class_names),
-            "palette": palette(num_classes).tolist(),
-        }
+        """Arguments of the metrics."""
+        return {"num_classes": len(self.class_names), "ignore_label": self.ignore_label}
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """Colours of the classes, [class, 3]."""
+        return palette(len(self.class_names))
 
     def open_parts(self, train: Sequence[Pair], test: Sequence[Pair]) -> None:
         """Decode the training images; remember the files of the test images."""

@@ -185,7 +185,7 @@ class Norm(nn.GroupNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, channel, ...] to the same shape and type."""
-        # Also faster on a CPU, whose gradient of this operation in bfloat16 takes four times that in float32.
+        # Also faster on a CPU, where torch is slow at the gradient of this operation in bfloat16.
         return super().forward(features.to(self.weight.dtype)).to(features.dtype)
 
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.networks.member_adam import MemberAdam
+from lightning_modules.networks.upsampling import all_corners, blend, corners
 from lightning_modules.segmentation.base import AnnotatedBatch, PixelBackbone, PixelBatch, Segmentation
 
 _INITIAL_STD = 0.02
 _ASKED_EVERY = 16  # steps between two looks of the host at whether all members have stopped
-# Of what then stays in a CPU's cache; a GPU takes all at once, or much more.
-_NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # hidden activations of a chunk of pixels
-_PIXELS_AT_ONCE = 32  # whose neighbours are converted from 16 bits
+# Hidden activations of a chunk of pixels, which then stay in a CPU's cache.
+_NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 _IMAGES_AT_ONCE = 4  # through the backbone
 
 
@@ -90,6 +90,7 @@ class PixelEnsemble(L.LightningModule):
         self.register_buffer("num_worse", torch.zeros(num_members, dtype=torch.int64))
         self.register_buffer("stopped", torch.zeros(num_members, dtype=torch.bool))
         self.tables: list[Tensor] = []  # of each resolution, [image * h * w, channel]
+        self.sides: list[tuple[int, int]] = []  # of each resolution, h and w
 
     @staticmethod
     def _initial(member: int, layer: int, width: int, out: int) -> Tensor:
@@ -110,6 +111,7 @@ class PixelEnsemble(L.LightningModule):
             folder = Path(self.trainer.default_root_dir) / "features" / f"rank{self.global_rank}"
             folder.mkdir(parents=True, exist_ok=True)
         tables: list[Tensor] = []
+        self.sides = []
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             chosen = images[start : start + _IMAGES_AT_ONCE].to(self.device)
             maps = self.by_resolution(self.backbone(chosen.float() / 255))
@@ -118,7 +120,7 @@ class PixelEnsemble(L.LightningModule):
                 if start == 0:
                     shape = (len(images), height * width, channels)
                     tables.append(_table(shape, dtype, self.device, folder and folder / f"{height}x{width}.npy"))
-                    self.sides = [*(self.sides if number else []), (height, width)]
+                    self.sides.append((height, width))
                 tables[number][start : start + batch] = each.flatten(2).mT.to(dtype)
         self.tables = [table.flatten(0, 1) for table in tables]
 
@@ -179,12 +181,12 @@ class PixelEnsemble(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
         """The optimizer's step; from the first epoch of the stop rule on, without effect on members that stopped."""
-        ruled = epoch >= self.hparams.stop_rule_from_epoch
-        self.optimizers(use_pl_optimizer=False).stopped = self.stopped if ruled else None
+        if epoch < self.hparams.stop_rule_from_epoch:
+            super().optimizer_step(epoch, batch_index, *arguments, **named)
+            return
+        self.optimizers(use_pl_optimizer=False).stopped = self.stopped
         statistics = [(each, each.clone()) for norm in self.norms for each in (norm.running_mean, norm.running_var)]
         super().optimizer_step(epoch, batch_index, *arguments, **named)
-        if not ruled:
-            return
         for statistic, before in statistics:
             by_member = statistic.view(len(self.stopped), -1)
             by_member.copy_(torch.where(self.stopped[:, None], before.view_as(by_member), by_member))
@@ -192,11 +194,6 @@ class PixelEnsemble(L.LightningModule):
         if (self.trainer.global_step + 1) % _ASKED_EVERY == 0 and bool(self.stopped.all()):
             self.trainer.should_stop = True
         self.update_stop_rule(self.losses)
-
-    def member_tensors(self) -> list[Tensor]:
-        """All that a member is made of; the first axis of each is a multiple of the members."""
-        parameters = [*self.weights, *self.biases, *self.norms.parameters()]
-        return parameters + [statistic for norm in self.norms for statistic in (norm.running_mean, norm.running_var)]
 
     def update_stop_rule(self, losses: Tensor) -> None:
         """Count, for each member, the batches since its best one; nothing waits for the device.
@@ -305,68 +302,6 @@ def image_uncertainty(uncertainty: Tensor) -> Tensor:
     """Mean of the most uncertain tenth of an image's pixels, [batch], from [batch, height, width]."""
     flat = uncertainty.flatten(1)
     return flat.topk(max(flat.shape[1] // 10, 1), dim=1).values.mean(1)
-
-
-def neighbours(position: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
-    """The two low-resolution places between which up-sampling interpolates (align_corners=False), and their weights.
-
-    Args:
-        position: [...] int64, in 0..size-1.
-        side: of the map.
-        size: of the image.
-
-    Returns:
-        Places int64 [..., 2], and weights float32 [..., 2].
-    """
-    place = ((position + 0.5) * (side / size) - 0.5).clamp(min=0)
-    below = place.floor()
-    upper = place - below
-    below = below.long()
-    places = torch.stack([below, (below + 1).clamp(max=side - 1)], dim=-1)
-    return places, torch.stack([1 - upper, upper], dim=-1).float()
-
-
-def corners(position: Tensor, sides: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The four places of a map between which up-sampling interpolates a pixel.
-
-    Args:
-        position: [...] int64, row * width + column of the pixel.
-        sides: height and width of the map.
-        size: of the image.
-
-    Returns:
-        Places as row * width + column of the map, int64 [..., 4], and their weights, float32 [..., 4].
-    """
-    rows, row_weight = neighbours(position // size[1], sides[0], size[0])  # [..., 2] each
-    columns, column_weight = neighbours(position % size[1], sides[1], size[1])
-    index = (rows[..., :, None] * sides[1] + columns[..., None, :]).flatten(-2)
-    return index, (row_weight[..., :, None] * column_weight[..., None, :]).flatten(-2)
-
-
-def all_corners(sides: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`corners` of all pixels of an image, in maps whose places are numbered through: [pixel, 4 * map] each."""
-    position = torch.arange(size[0] * size[1], device=device)
-    index, weight = zip(*(corners(position, each, size) for each in sides), strict=True)
-    starts = np.cumsum([0, *(height * width for height, width in sides)])
-    return torch.cat([each + int(start) for each, start in zip(index, starts, strict=False)], 1), torch.cat(weight, 1)
-
-
-def blend(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of rows of a table: [row, channel], [..., place] and [..., place] to float32 [..., channel]."""
-    shape, index, weight = index.shape[:-1], index.flatten(0, -2), weight.flatten(0, -2)
-    if table.dtype == torch.float32:
-        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum").unflatten(0, shape)
-    at_once = min(_PIXELS_AT_ONCE if table.device.type == "cpu" else len(index), len(index))
-    kept = table.new_empty(at_once * index.shape[1], table.shape[1])
-    converted = torch.empty_like(kept, dtype=torch.float32)
-    blended = converted.new_empty(len(index), 1, table.shape[1])
-    for start in range(0, len(index), at_once):
-        chosen, share = index[start : start + at_once], weight[start : start + at_once, None]
-        rows = slice(chosen.numel())
-        torch.index_select(table, 0, chosen.flatten(), out=kept[rows])
-        converted[rows] = kept[rows]
-        torch.bmm(share, converted[rows].unflatten(0, chosen.shape), out=blended[start : start + at_once])
-    return blended.squeeze(1).unflatten(0, shape)
 
 
 def project(maps: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from callbacks.segmentation_figures import coloured, segmentation_figure
-from callbacks.segmentation_metrics import PixelCounts, SegmentationMetrics
+from callbacks.segmentation_metrics import PixelCounts
 
 
 def drawn(seed, classes, ignore_label, absent=()):
@@ -71,11 +71,6 @@ def test_counts_of_processes_add_up():
         return {name: value.item() for name, value in counts.compute().items()}, counts.by_class["iou"].tolist()
 
     assert run_in_processes(3, on_rank) == [(wanted, whole.by_class["iou"].tolist())] * 3
-
-
-def test_names_must_fit():
-    with pytest.raises(ValueError, match="class_names has 1 names, but num_classes=2"):
-        SegmentationMetrics(2, 255, ["one"], [0, 1], [[0, 0, 0], [1, 1, 1]])
 
 
 def test_the_figure_shows_each_label_in_its_colour():

@@ -287,14 +287,12 @@ def test_what_can_be_compared_with_published_figures(cats):
 def test_what_methods_and_metrics_are_told(cats):
     module = opened()
     assert module.model_arguments == {"num_classes": 15, "image_size": SIZE, "num_members": 3}
-    arguments = module.evaluation_arguments
-    assert arguments["scored_classes"] == list(range(15))
-    assert arguments["class_names"][13] == "whiskers"
-    assert arguments["ignore_label"] == 255
+    assert module.evaluation_arguments == {"num_classes": 15, "ignore_label": 255}
+    assert module.class_names[13] == "whiskers"
+    assert module.palette.shape == (15, 3)
     bedroom = AnnotatedImages("bedroom_28")  # known before a file is there
     assert bedroom.model_arguments["num_classes"] == 29
-    assert bedroom.evaluation_arguments["scored_classes"] == list(range(1, 29))
-    assert bedroom.evaluation_arguments["ignore_label"] == 0
+    assert bedroom.evaluation_arguments == {"num_classes": 29, "ignore_label": 0}
     assert bedroom.comparable
     one, other = opened().data_sha256, module.data_sha256
     assert one == other
@@ -469,7 +467,8 @@ def test_facts_are_the_published_ones():
     assert list(DATASETS)[:6] == list(expected)
     for name, counts in expected.items():
         facts = DATASETS[name]
-        scored = len(AnnotatedImages(name).evaluation_arguments["scored_classes"])
+        arguments = AnnotatedImages(name).evaluation_arguments
+        scored = len(set(range(arguments["num_classes"])) - {arguments["ignore_label"]})
         assert (facts.train_images, facts.test_images, len(facts.classes), scored, facts.ignore_label) == counts
         assert len(set(facts.classes)) == len(facts.classes)
         assert int(name.rpartition("_")[2]) == scored

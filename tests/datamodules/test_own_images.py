@@ -57,7 +57,7 @@ def test_images_and_masks_in_two_folders(tmp_path):
     assert module.unlabelled == [tmp_path / "own" / "images" / "f.png"]
     assert (len(module.train_images), len(module.test_set)) == (3, 2)
     assert module.model_arguments == {"num_classes": 3, "image_size": 48, "num_members": 2}
-    assert module.evaluation_arguments["class_names"] == ["class 0", "class 1", "class 2"]
+    assert module.class_names == ["class 0", "class 1", "class 2"]
     assert (module.data_variant, module.comparable, module.task) == ("own", False, "segmentation")
     tested = {tuple(names(opened(tmp_path / "own", test_fraction=0.4, split_seed=s).test_set.pairs)) for s in range(9)}
     assert len(tested) > 3
@@ -128,7 +128,7 @@ def test_strokes_are_enough(tmp_path):
     module = opened(tmp_path, ignore_label=0)
     assert learnt(module) == {1: 25, 2: 30}
     assert module.model_arguments["num_classes"] == 3
-    assert module.evaluation_arguments["scored_classes"] == [1, 2]
+    assert module.evaluation_arguments == {"num_classes": 3, "ignore_label": 0}
 
 
 def learnt(module):

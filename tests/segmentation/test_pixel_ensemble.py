@@ -16,15 +16,9 @@ from torch.nn import functional as F
 
 from callbacks.rng import RandomState
 from datamodules.segmentation.pixels import PixelSampler, TrainingPixels
+from lightning_modules.networks.upsampling import blend, corners
 from lightning_modules.segmentation.base import PixelBackbone, Segmentation
-from lightning_modules.segmentation.pixel_ensemble import (
-    PixelEnsemble,
-    blend,
-    corners,
-    image_uncertainty,
-    project,
-    vote,
-)  # fmt: skip
+from lightning_modules.segmentation.pixel_ensemble import PixelEnsemble, image_uncertainty, project, vote
 
 SIZE, CLASSES, MEMBERS = 16, 5, 3
 pytestmark = [
@@ -96,6 +90,12 @@ def plain_member(ensemble, member):
         linear.bias.data = ensemble.biases[i][member, 0].detach().clone()
         layers += [linear, nn.ReLU(), nn.BatchNorm1d(out)]
     return nn.Sequential(*layers[:-2])
+
+
+def member_tensors(ensemble):
+    """All that members are made of; the first axis of each is a multiple of the members."""
+    norms = [each for norm in ensemble.norms for each in (*norm.parameters(), norm.running_mean, norm.running_var)]
+    return [*ensemble.weights, *ensemble.biases, *norms]
 
 
 def trainer(folder, **arguments):
@@ -312,7 +312,7 @@ def test_a_member_that_stopped_stays_as_it_was(tmp_path, monkeypatch, asked_ever
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, module, *_):
             adam = [state[name] for state in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
-            state = [tensor.detach().view(MEMBERS, -1).clone() for tensor in (*module.member_tensors(), *adam)]
+            state = [tensor.detach().view(MEMBERS, -1).clone() for tensor in (*member_tensors(module), *adam)]
             seen.append((module.losses.detach().clone(), module.stopped.clone(), state))
 
     run = trainer(tmp_path, max_epochs=50, max_steps=-1, callbacks=[Watch()])
@@ -335,7 +335,7 @@ def test_how_often_the_host_asks_does_not_matter(tmp_path, monkeypatch):
         ensemble = made(stop_rule_from_epoch=0, patience=3)
         run = trainer(tmp_path, max_epochs=50, max_steps=-1)
         run.fit(ensemble, Data(pixels_per_batch=64))
-        results.append((run.global_step, ensemble.member_tensors()))
+        results.append((run.global_step, member_tensors(ensemble)))
     assert results[0][0] < results[1][0]
     for one, other in zip(results[0][1], results[1][1], strict=True):
         assert torch.equal(one, other)
@@ -384,7 +384,7 @@ def test_a_run_goes_on_in_mid_epoch_as_if_it_had_not_stopped(tmp_path):
     assert {name for name in stored if name.startswith("backbone.")} == {"backbone.noise"}
     continued, further = run(tmp_path / "cut", -1, tmp_path / "cut" / "last.ckpt")
     assert further == steps
-    for one, other in zip(whole.member_tensors(), continued.member_tensors(), strict=True):
+    for one, other in zip(member_tensors(whole), member_tensors(continued), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(whole.best_loss, continued.best_loss)
 
