@@ -3,13 +3,17 @@
 import csv
 import io
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 DASH = "–"
+SUBSTITUTE = "†"
+DIFFERENCE = "difference: ours less published, in published standard deviations where these are above 0."
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,44 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, ``beside`` it in parentheses, and its numbers in CSV; ``best`` is set in bold."""
+    """What a cell shows, ``beside`` it in parentheses, and its numbers in CSV; ``best`` is set in bold.
+
+    ``difference`` is ours less the published figure, in published standard deviations; a ``substitute`` is on other
+    data than the published; ``runs`` holds experiment and variant of the runs behind the cell.
+    """
 
     text: str = DASH
     beside: str = ""
     numbers: tuple[float | int | str | None, ...] = ()  # the text alone where empty
     best: bool = False
+    difference: float | None = None
+    substitute: bool = False
+    runs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def marked(self) -> str:
+        """The text with the mark of a substitute."""
+        return self.text + SUBSTITUTE * self.substitute
 
     def shown(self, bold: tuple[str, str] = ("", "")) -> str:
         """The whole cell, the best text between two marks."""
-        text = f"{bold[0]}{self.text}{bold[1]}" if self.best else self.text
+        text = f"{bold[0]}{self.marked}{bold[1]}" if self.best else self.marked
         return f"{text} ({self.beside})" if self.beside else text
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Runs of a table without results: how many were planned, the command for all of them, a line, one command each."""
+
+    planned: int
+    sweep: str
+    listed: list[str]
+    commands: list[str]
+
+    @property
+    def counted(self) -> str:
+        """How many of how many."""
+        return f"{len(self.commands)} of {self.planned} runs"
 
 
 @dataclass(frozen=True)
@@ -50,6 +81,43 @@ class Sheet:
     columns: list[Column]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    missing: Missing | None = None
+
+    @property
+    def below(self) -> list[str]:
+        """The notes where cells hold parentheses and what is missing fits a line."""
+        beside = any(cell.beside for row in self.rows for cell in row)
+        notes = [f"{note} In parentheses: published figures." if beside else note for note in self.notes[:1]]
+        its = self.missing
+        told = [f"Missing: {its.counted} ({its.sweep}): {'; '.join(its.listed)}."] if its else []
+        return [*notes, *self.notes[1:], *told]
+
+    @property
+    def compared(self) -> list[bool]:
+        """Of each column whether it holds differences from published figures."""
+        return [any(cell.difference is not None for cell in column) for column in zip(*self.rows, strict=True)]
+
+
+def signed(difference: float | None) -> str:
+    """A difference as people read it."""
+    return DASH if difference is None else f"{difference:+.1f}"
+
+
+def with_differences(sheet: Sheet) -> Sheet:
+    """A table with a further column for the differences after each column that has some."""
+    if not any(sheet.compared):
+        return sheet
+
+    def widened(line: list, more: Callable[[Any], Any]) -> list:
+        pairs = zip(line, sheet.compared, strict=True)
+        return [each for one, compared in pairs for each in ([one, more(one)] if compared else [one])]
+
+    return replace(
+        sheet,
+        columns=widened(sheet.columns, lambda _: Column("difference")),
+        rows=[widened(row, lambda cell: Cell(signed(cell.difference))) for row in sheet.rows],
+        notes=[*sheet.notes, DIFFERENCE],
+    )
 
 
 def console_for(table: Table) -> Console:
@@ -73,7 +141,7 @@ def text(sheet: Sheet, terminal: bool = False) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=None if terminal else needed_width(table))
     console.print(sheet.caption, highlight=False, markup=False)
     console.print(table)
-    for note in sheet.notes:
+    for note in sheet.below:
         console.print(note, highlight=False, markup=False)
     return console.file.getvalue()
 
@@ -86,16 +154,31 @@ def markdown(sheet: Sheet) -> str:
 
     head = [line([column.heading for column in sheet.columns]), "|---" + "|---:" * (len(sheet.columns) - 1) + "|"]
     body = [line([cell.shown(("**", "**")) for cell in row]) for row in sheet.rows]
-    return "\n\n".join([sheet.caption, "\n".join([*head, *body]), *sheet.notes]) + "\n"
+    return "\n\n".join([sheet.caption, "\n".join([*head, *body]), *sheet.below]) + "\n"
 
 
 def comma_separated(sheet: Sheet) -> str:
-    """CSV with every number in full and in a column of its own, without caption and notes."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([name for column in sheet.columns for name in column.fields or (column.title,)])
+    """CSV with every number in full and in a column of its own, without caption and notes.
+
+    Differences from the published follow the published figures; where figures are on substitutes for the published
+    data, a last column names theirs.
+    """
+    substitutes = any(cell.substitute for row in sheet.rows for cell in row)
+    head: list[str] = []
+    for column, compared in zip(sheet.columns, sheet.compared, strict=True):
+        head += column.fields or (column.title,)
+        head += [f"{column.title}, difference in published SDs"] * compared
+    lines = []
     for row in sheet.rows:
-        writer.writerow([number for cell in row for number in cell.numbers or (cell.text,)])
+        line: list[Any] = []
+        for cell, compared in zip(row, sheet.compared, strict=True):
+            line += cell.numbers or (cell.text,)
+            line += [cell.difference] * compared
+        pairs = zip(sheet.columns, row, strict=True)
+        told = ", ".join(column.title for column, cell in pairs if cell.substitute)
+        lines.append(line + [told] * substitutes)
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([head + ["on substitute data"] * substitutes, *lines])
     return file.getvalue()
 
 
@@ -103,6 +186,7 @@ LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
     "±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "≈": r"$\approx$", "×": r"$\times$", "–": "--",
+    "†": r"$\dagger$",
 }  # fmt: skip
 
 
@@ -117,7 +201,7 @@ def latex(sheet: Sheet) -> str:
         return f"    {' & '.join(cells)} \\\\"
 
     def cell_text(cell: Cell) -> str:
-        text = plain(cell.text)
+        text = plain(cell.marked)
         text = f"\\textbf{{{text}}}" if cell.best else text
         return f"{text} ({plain(cell.beside)})" if cell.beside else text
 
@@ -134,7 +218,7 @@ def latex(sheet: Sheet) -> str:
             *(line([cell_text(cell) for cell in row]) for row in sheet.rows),
             r"    \bottomrule",
             r"  \end{tabular}",
-            *(f"  \\par\\smallskip\\footnotesize {plain(note)}" for note in sheet.notes),
+            *(f"  \\par\\smallskip\\footnotesize {plain(note)}" for note in sheet.below),
             r"\end{table}",
             "",
         ]

@@ -1,9 +1,7 @@
 """One score over random splits of the data: which differences between methods are more than the choice of the split."""
 
-import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from experiments.config import ConfigError, nearest
@@ -19,7 +17,9 @@ from experiments.tables import (
     figure_cell,
     listed_rows,
     missing,
+    paired_difference,
     published_table,
+    run_names,
     scores,
 )
 
@@ -28,50 +28,6 @@ NOTE = (
     "Student's t; the splits share patients, which makes it too narrow rather than too wide. within split noise: the "
     "interval holds 0, so the order of the two methods is not settled."
 )
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Differences of paired scores: mean, standard deviation, 95 % interval of the mean, how many are above 0."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    positive: int
-    pairs: int
-
-    def reading(self, metric: Metric) -> str:
-        """In words: "better", "worse", or "within split noise" where the interval holds 0."""
-        if self.low <= 0 <= self.high:
-            return "within split noise"
-        return "better" if metric.loss(self.mean) < metric.loss(0.0) else "worse"
-
-
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
-    """Compare two methods over the same splits, by Student's t.
-
-    Args:
-        values: [split], at least two.
-        reference: [split], on the same splits.
-
-    Returns:
-        Of values - reference; the interval is mean ± t(0.975; n - 1) · std / √n.
-
-    Raises:
-        ValueError: fewer than two splits, or not as many references as values.
-    """
-    from scipy.special import stdtrit
-
-    if len(values) != len(reference) or len(values) < 2:
-        raise ValueError(
-            f"values of {len(values)} splits, reference of {len(reference)}: run both on the same splits, at least two"
-        )
-    differences = [value - base for value, base in zip(values, reference, strict=True)]
-    mean, std = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stdtrit(len(differences) - 1, 0.975)) * std / math.sqrt(len(differences))
-    positive = sum(difference > 0 for difference in differences)
-    return PairedDifference(mean, std, mean - half, mean + half, positive, len(differences))
 
 
 def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap: bool = False) -> Sheet:
@@ -110,16 +66,17 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
     for row, title in titles.items():
         own, base = means[row], means[reference]
         shared = [split for split in own if split in base]
-        line = [Cell(title), Cell(str(len(own)), numbers=(len(own),)), figure_cell(Figure.of(list(own.values())))]
+        behind = [results for each in found[row].values() for results in each]
+        line = [Cell(str(len(own)), numbers=(len(own),)), figure_cell(Figure.of(list(own.values())))]
         if bootstrap:
-            line.append(bootstrap_cell([results for each in found[row].values() for results in each]))
+            line.append(bootstrap_cell(behind))
         if row == reference:
             line += [*NO_DIFFERENCE, Cell("reference")]
         elif len(shared) < 2:
             line += [*NO_DIFFERENCE, Cell("needs two splits")]
         else:
             line += _difference_cells([own[split] for split in shared], [base[split] for split in shared], metric)
-        lines.append(line)
+        lines.append([Cell(title), *(replace(cell, runs=run_names(behind)) for cell in line)])
     headings = [
         Column("method"),
         Column("splits"),
@@ -130,8 +87,8 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
         Column("positive", fields=("positive", "pairs")),
         Column("reading"),
     ]
-    notes = [NOTE.format(reference=titles[reference]), *missing(table, runs, over)]
-    return Sheet(name, table["caption"], headings, lines, notes)
+    notes = [NOTE.format(reference=titles[reference])]
+    return Sheet(name, table["caption"], headings, lines, notes, missing(table, runs, over))
 
 
 NO_DIFFERENCE = [Cell(numbers=(None, None))] * 3

@@ -4,12 +4,13 @@ A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a da
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
 variant), the published ``figures`` and their ``source`` (``sources`` holds those of experiments with another), the
 ``sweep`` that makes the runs, and ``overrides`` that all of them share. A row shows the runs of its own variant and no
-others, and only with ``substitutes`` those on other data than the published. With ``spread``, which says of what, the
-standard deviations are those within runs and not over seeds; a ``transposed`` table is printed with its rows as
-columns.
+others; those on other data than the published stand in, marked, where there are no comparable ones, and count as any
+other in a table with ``substitutes``. With ``spread``, which says of what, the standard deviations are those within
+runs and not over seeds; a ``transposed`` table is printed with its rows as columns.
 """
 
 import json
+import math
 import shlex
 import statistics
 from collections import defaultdict
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from experiments.config import NOT_IDENTITY, ConfigError, nearest
-from experiments.formats import DASH, Cell, Column, Sheet
-from experiments.sweep import cells, variant_name
+from experiments.formats import SUBSTITUTE, Cell, Column, Missing, Sheet
+from experiments.sweep import cells, spans, variant_name
 
 PUBLISHED = Path(__file__).parent / "published"
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
@@ -123,6 +124,8 @@ def published_figures(experiment: str) -> dict[str, dict[str, Any]]:
 def collect(folders: list[Path]) -> Runs:
     """Finished runs below some folders, {(experiment, variant): results of each seed}; the first folder wins.
 
+    The results hold the path of their own file, too, as ``file``.
+
     Raises:
         ConfigError: a file is not JSON.
     """
@@ -134,6 +137,7 @@ def collect(folders: list[Path]) -> Runs:
             except ValueError as error:
                 raise ConfigError(f"{path} is not JSON ({error}): remove it, and run its experiment again") from error
             if isinstance(results, dict) and {"experiment", "variant", "seed", "metrics"} <= results.keys():
+                results["file"] = str(path)
                 runs.setdefault((results["experiment"], results["variant"], results["seed"]), results)
     grouped: Runs = defaultdict(list)
     for experiment, variant, seed in sorted(runs):
@@ -146,6 +150,55 @@ def scores(results: list[dict[str, Any]], metric: str) -> list[float]:
     return [each["metrics"][metric] for each in results if metric in each["metrics"]]
 
 
+def run_names(results: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Experiment and variant of some runs, each pair once."""
+    return tuple(dict.fromkeys((each["experiment"], each["variant"]) for each in results))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Differences of paired scores: mean, standard deviation, 95 % interval of the mean, how many are above 0."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    positive: int
+    pairs: int
+
+    def reading(self, metric: Metric) -> str:
+        """In words: "better", "worse", or "within split noise" where the interval holds 0."""
+        if self.low <= 0 <= self.high:
+            return "within split noise"
+        return "better" if metric.loss(self.mean) < metric.loss(0.0) else "worse"
+
+
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
+    """Compare two methods over the same splits, by Student's t.
+
+    Args:
+        values: [split], at least two.
+        reference: [split], on the same splits.
+
+    Returns:
+        Of values - reference; the interval is mean ± t(0.975; n - 1) · std / √n.
+
+    Raises:
+        ValueError: fewer than two splits, or not as many references as values.
+    """
+    from scipy.special import stdtrit
+
+    if len(values) != len(reference) or len(values) < 2:
+        raise ValueError(
+            f"values of {len(values)} splits, reference of {len(reference)}: run both on the same splits, at least two"
+        )
+    differences = [value - base for value, base in zip(values, reference, strict=True)]
+    mean, std = statistics.fmean(differences), statistics.stdev(differences)
+    half = float(stdtrit(len(differences) - 1, 0.975)) * std / math.sqrt(len(differences))
+    positive = sum(difference > 0 for difference in differences)
+    return PairedDifference(mean, std, mean - half, mean + half, positive, len(differences))
+
+
 @dataclass(frozen=True)
 class Figure:
     """A mean and its standard deviation; None where there is one value only."""
@@ -155,6 +208,10 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.std is not None else "")
+
+    def deviations(self, ours: "Figure | None") -> float | None:
+        """Ours less this one, in its standard deviations; None where it has none above 0."""
+        return (ours.mean - self.mean) / self.std if ours and self.std else None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Figure | None":
@@ -192,7 +249,7 @@ class Row:
     variant: str
     listed: bool = True
     reference: bool = False
-    substitutes: bool = False  # whether runs on other data than the published count
+    substitutes: bool = False  # whether runs on other data than the published count as any other
 
     @property
     def name(self) -> str:
@@ -200,9 +257,13 @@ class Row:
         return " ".join([self.method, *(f"{key}={value}" for key, value in self.overrides.items())])
 
     def runs(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
-        """Its results on a data set, one for each seed; those on a substitute for it are left out, if not asked for."""
+        """Its results on a data set, one for each seed, without those on a substitute for it."""
         found = runs.get((f"{self.method}_{dataset}", self.variant), [])
         return [each for each in found if self.substitutes or each.get("comparable", True)]
+
+    def shown(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
+        """Its results on a data set, or where it has none those on a substitute for it."""
+        return self.runs(dataset, runs) or replace(self, substitutes=True).runs(dataset, runs)
 
 
 def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
@@ -230,15 +291,15 @@ def _other_rows(table: dict[str, Any], listed: list[Row], runs: Runs) -> list[Ro
         for dataset in {column["dataset"] for column in table["columns"]}:
             for experiment, variant in runs:
                 if experiment == f"{row.method}_{dataset}" and (row.method, variant) not in known:
-                    title = f"{titles[row.method]} {_variant_label(runs[experiment, variant][0])}"
+                    title = f"{titles[row.method]} {variant_label(runs[experiment, variant][0])}"
                     others[row.method, variant] = Row(title, row.method, {}, variant, listed=False)
     order = [row.method for row in listed]
     return sorted(others.values(), key=lambda row: (order.index(row.method), row.title))
 
 
-def _variant_label(results: dict[str, Any]) -> str:
+def variant_label(results: dict[str, Any]) -> str:
     """The overrides that make the variant, as its command spells them; its name where the command has none."""
-    overrides = shlex.split(results["command"])[4:]
+    overrides = shlex.split(results.get("command", ""))[4:]
     told = [each for each in overrides if each.split("=")[0] not in NOT_IDENTITY]
     return " ".join(told) or results["variant"]
 
@@ -273,19 +334,42 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
         columns.append(column_cells)
         if bootstrap and column.get("metric") == "test/auroc" and column.get("show") != "published":
             headings.append(BOOTSTRAP)
-            columns.append([bootstrap_cell(row.runs(column["dataset"], runs)) for row in rows])
+            found = [row.runs(column["dataset"], runs) for row in rows]
+            columns.append([replace(bootstrap_cell(its), runs=run_names(its)) for its in found])
+    lines = [list(line) for line in zip(*columns, strict=True)]
+    notes = [_legend(table), *_seeds(table, rows, runs), *_warnings(rows, sorted(datasets), runs)]
+    if any(cell.substitute for line in lines for cell in line):
+        notes.insert(1, f"{SUBSTITUTE} on other data than the published, so compared with nothing.")
+    if table.get("transposed"):
+        headings, lines = _transposed(headings, lines, rows)
+    return Sheet(name, table["caption"], headings, lines, notes, missing(table, runs))
+
+
+def _legend(table: dict[str, Any]) -> str:
+    """What ±, bold and the published figures are."""
     by_source: dict[str, list[str]] = defaultdict(list)
     for experiment, source in table.get("sources", {}).items():
         by_source[source].append(experiment)
-    others = "".join(f"; {', '.join(names)}: {source}" for source, names in by_source.items())
-    both = any(column.get("show") == "both" for column in table["columns"])
-    note = f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours; published"
-    note += f", also in parentheses: {table['source']}{others}." if both else f": {table['source']}{others}."
-    lines = [list(line) for line in zip(*columns, strict=True)]
-    notes = [note, *_warnings(rows, sorted(datasets), runs), *missing(table, runs)]
-    if table.get("transposed"):
-        headings, lines = _transposed(headings, lines, rows)
-    return Sheet(name, table["caption"], headings, lines, notes)
+    others = "".join(f"; {', '.join(_by_method(table, dict.fromkeys(of, '')))}: {its}" for its, of in by_source.items())
+    return (
+        f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours, and what a paired t test over "
+        "the seeds that both have does not tell from it (5 %; with fewer than two of them, what prints alike); "
+        f"published: {table['source']}{others}."
+    )
+
+
+def _seeds(table: dict[str, Any], rows: list[Row], runs: Runs) -> list[str]:
+    """At most one line: of how many seeds the figures are, in a table without a column that says so."""
+    if any(column.get("show") == "seeds" for column in table["columns"]):
+        return []
+    datasets = dict.fromkeys(column["dataset"] for column in table["columns"])
+    counts = {f"{row.title} on {dataset}": len(row.shown(dataset, runs)) for dataset in datasets for row in rows}
+    counts = {label: count for label, count in counts.items() if count}
+    if not counts:
+        return []
+    usual = statistics.mode(counts.values())
+    others = [f"{label} {count}" for label, count in counts.items() if count != usual]
+    return [f"Seeds of each figure: {usual}{'; but ' if others else ''}{', '.join(others)}."]
 
 
 def _warnings(rows: list[Row], datasets: list[str], runs: Runs) -> list[str]:
@@ -294,7 +378,7 @@ def _warnings(rows: list[Row], datasets: list[str], runs: Runs) -> list[str]:
         f"{row.title} on {dataset}, seed {results['seed']}: {warning.partition(':')[0]}"
         for row in rows
         for dataset in datasets
-        for results in row.runs(dataset, runs)
+        for results in row.shown(dataset, runs)
         for warning in results.get("warnings", [])
     ]
     return [f"Warnings: {'; '.join(told)}."] if told else []
@@ -327,9 +411,14 @@ def _column(
 ) -> tuple[Column, list[Cell]]:
     """A column's heading, and its cells from top to bottom; `within`: standard deviations are those within runs."""
     show, dataset = column.get("show", "ours"), column["dataset"]
+    own = [row.runs(dataset, runs) for row in rows]
+    shown = [row.shown(dataset, runs) for row in rows]
+    substitute = [bool(its and not comparable) for its, comparable in zip(shown, own, strict=True)]
     if show == "seeds":
-        counts = [len(row.runs(dataset, runs)) for row in rows]
-        return Column(column["title"]), [Cell(str(count), numbers=(count,)) for count in counts]
+        return Column(column["title"]), [
+            Cell(str(len(its)), numbers=(len(its),), substitute=stands_in, runs=run_names(its))
+            for its, stands_in in zip(shown, substitute, strict=True)
+        ]
     key, metric = column["metric"], METRICS[column["metric"]]
     title = column.get("title", metric.title)
     # What is published is the method as it is, not a variant of ours.
@@ -337,61 +426,102 @@ def _column(
         None if row.overrides or not row.listed else published.get(f"{row.method}_{dataset}", {}).get(key)
         for row in rows
     ]
-    theirs = [figure_cell(figure and Figure(*figure)) for figure in figures]
+    theirs = [figure and Figure(*figure) for figure in figures]
+    differences = [
+        their and their.deviations(Figure.of(scores(its, key))) for their, its in zip(theirs, own, strict=True)
+    ]
     fields = (title, f"{title} SD")
     if show == "published":
-        return Column(title, metric.arrow, fields), theirs
-    ours = [Figure.of(scores(row.runs(dataset, runs), key)) for row in rows]
-    if within:
-        spreads = [Figure.of(scores(row.runs(dataset, runs), f"{key}_std")) for row in rows]
-        ours = [
-            figure and Figure(figure.mean, spread.mean if spread else None)
-            for figure, spread in zip(ours, spreads, strict=True)
+        return Column(title, metric.arrow, fields), [
+            replace(figure_cell(their), difference=difference)
+            for their, difference in zip(theirs, differences, strict=True)
         ]
     competing = [row.listed and not row.reference for row in rows]
-    best = _best(metric, [figure for figure, competes in zip(ours, competing, strict=True) if figure and competes])
+    best = _best(metric, [_by_seed(its, key) if competes else {} for its, competes in zip(own, competing, strict=True)])
     its_cells = []
-    for competes, figure, their in zip(competing, ours, theirs, strict=True):
-        cell = figure_cell(figure)
-        is_best = competes and figure is not None and f"{figure.mean:.3f}" == best
-        beside = their.text if show == "both" and their.text != DASH else ""
-        numbers = cell.numbers + (their.numbers if show == "both" else ())
-        its_cells.append(Cell(cell.text, beside, numbers, is_best))
+    for its, stands_in, their, difference, is_best in zip(shown, substitute, theirs, differences, best, strict=True):
+        figure = Figure.of(scores(its, key))
+        if figure and within:
+            spread = Figure.of(scores(its, f"{key}_std"))
+            figure = Figure(figure.mean, spread.mean if spread else None)
+        cell = replace(figure_cell(figure), best=is_best)
+        if figure:
+            cell = replace(cell, substitute=stands_in, runs=run_names(its))
+        if show == "both":
+            numbers = cell.numbers + figure_cell(their).numbers
+            cell = replace(cell, beside=str(their) if their else "", numbers=numbers, difference=difference)
+        its_cells.append(cell)
     if show == "both":
         fields += (f"published {title}", f"published {title} SD")
     return Column(title, metric.arrow, fields), its_cells
 
 
-def _best(metric: Metric, figures: list[Figure]) -> str | None:
-    """The best mean as it is printed, so that what reads alike is bold alike; None where there is no choice."""
-    if metric.best is None or len(figures) < 2:
-        return None
-    return f"{min((figure.mean for figure in figures), key=metric.loss):.3f}"
+def _by_seed(results: list[dict[str, Any]], metric: str) -> dict[int, float]:
+    return {each["seed"]: each["metrics"][metric] for each in results if metric in each["metrics"]}
 
 
-def missing(table: dict[str, Any], runs: Runs, over: str = "seed") -> list[str]:
-    """At most one line: the cells of a table's sweep without results, those that differ in the key `over` together."""
+def _best(metric: Metric, rows: list[dict[int, float]]) -> list[bool]:
+    """Which rows are set in bold: the best mean, and what the seeds do not tell from it.
+
+    Args:
+        metric: what the values are.
+        rows: of each row {seed: value}; empty where a row does not compete.
+    """
+    means = {position: statistics.fmean(values.values()) for position, values in enumerate(rows) if values}
+    if metric.best is None or len(means) < 2:
+        return [False] * len(rows)
+    first = min(means, key=lambda position: metric.loss(means[position]))
+    return [position in means and _tied(metric, values, rows[first]) for position, values in enumerate(rows)]
+
+
+def _tied(metric: Metric, values: dict[int, float], best: dict[int, float]) -> bool:
+    """Whether the losses of a row, {seed: value}, are not significantly above those of the best on the same seeds."""
+    shared = sorted(values.keys() & best.keys())
+    if len(shared) > 1:
+        difference = paired_difference(*([metric.loss(each[seed]) for seed in shared] for each in (values, best)))
+        if difference.std > 0:
+            return difference.low <= 0
+    # Without randomness, or the seeds to see it, what reads alike is bold alike.
+    return f"{statistics.fmean(values.values()):.3f}" == f"{statistics.fmean(best.values()):.3f}"
+
+
+def missing(table: dict[str, Any], runs: Runs, over: str = "seed") -> Missing | None:
+    """The cells of a table's sweep without results, those that differ in the key `over` told together."""
     planned = cells(table["sweep"])
-    absent: dict[str, list[int]] = {}
-    for cell in planned:
-        found = runs.get((cell.experiment, variant_name(cell.values)), [])
-        if not any(results["seed"] == cell.seed for results in found):
-            label = [cell.experiment, *(each for each in cell.overrides if not each.startswith(f"{over}="))]
-            absent.setdefault(" ".join(label), []).append(cell.values.get(over, cell.seed))
-    if not absent:
-        return []
-    count, word = sum(map(len, absent.values())), over.split(".")[-1]
-    listed = "; ".join(f"{label} ({word} {_spans(numbers)})" for label, numbers in absent.items())
-    command = f"python -m experiments.sweep {table['sweep']} --local"
-    return [f"Missing: {count} of {len(planned)} runs ({command}): {listed}."]
+    absent = [
+        cell
+        for cell in planned
+        if not any(
+            results["seed"] == cell.seed for results in runs.get((cell.experiment, variant_name(cell.values)), [])
+        )
+    ]
+    numbers: dict[tuple[str, ...], list[int]] = {}
+    for cell in absent:
+        label = (cell.experiment, *(each for each in cell.overrides if not each.startswith(f"{over}=")))
+        numbers.setdefault(label, []).append(cell.values.get(over, cell.seed))
+    word = over.split(".")[-1]
+    alike: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}  # overrides and numbers; experiment, overrides
+    for (experiment, *overrides), its in numbers.items():
+        alike.setdefault((tuple(overrides), _spans(its)), {})[experiment] = "".join(f" {each}" for each in overrides)
+    listed = [f"{label} ({word} {span})" for (_, span), labels in alike.items() for label in _by_method(table, labels)]
+    sweep, commands = f"python -m experiments.sweep {table['sweep']} --local", [str(cell) for cell in absent]
+    return (
+        Missing(len(planned), sweep, listed, [f"python -m experiments.run {each}" for each in commands])
+        if absent
+        else None
+    )
+
+
+def _by_method(table: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    """Experiments, {name: what follows the method's name}, with the data sets of one method told together."""
+    methods = sorted({row["method"] for row in table["rows"]}, key=len, reverse=True)
+    grouped: dict[str, list[str]] = {}
+    for experiment, suffix in labels.items():
+        method = next((each for each in methods if experiment.startswith(f"{each}_")), "")
+        grouped.setdefault(f"{method}{suffix}", []).append(experiment.removeprefix(f"{method}_"))
+    return [f"{label} on {', '.join(datasets)}" for label, datasets in grouped.items()]
 
 
 def _spans(numbers: list[int]) -> str:
     """Numbers in order, neighbours in one: "0 to 4, 7"."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1][1:] = [number]
-        else:
-            spans.append([number])
-    return ", ".join(" to ".join(map(str, span)) for span in spans)
+    return ", ".join(" to ".join(map(str, span)) for span in spans(numbers))

@@ -16,7 +16,7 @@ import scipy.stats
 
 from experiments import report, sweep, tables
 from experiments.config import experiments, split_name
-from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text
+from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text, with_differences
 from experiments.report import ROOT, main, run_table
 from experiments.splits import paired_difference, splits_sheet
 from experiments.sweep import cells, variant_name
@@ -110,17 +110,20 @@ def test_a_row_shows_the_seeds_of_its_own_variant_beside_the_published_figure(ru
     assert shown(sheet, ("<", ">")) == [
         ["mean", "–", "–", "–", "–", "0"],
         ["VAE", f"<{mean:.3f} ± {std:.3f}> (0.677 ± 0.002)", "0.677 ± 0.002", "0.500 ± 0.000", "–", "3"],
-        ["GP-VAE", "0.700 ± 0.000 (0.730 ± 0.006)", "0.730 ± 0.006", "<0.405 ± 0.007>", "0.970 ± 0.000", "2"],
+        ["GP-VAE", "<0.700 ± 0.000> (0.730 ± 0.006)", "0.730 ± 0.006", "<0.405 ± 0.007>", "0.970 ± 0.000", "2"],
         ["GP-VAE plus", "0.720", "–", "–", "<0.880>", "1"],
     ]
 
 
 def test_what_is_missing_is_named_below(runs):
-    *_, note = table_sheet("small", collect([runs])).notes
-    assert note == (
-        "Missing: 6 of 12 runs (python -m experiments.sweep small --local): mean_physionet (seed 0 to 2); "
-        "gpvae_physionet (seed 2); gpvae_physionet preset=plus (seed 1 to 2)."
+    sheet = table_sheet("small", collect([runs]))
+    assert sheet.below[-1] == (
+        "Missing: 6 of 12 runs (python -m experiments.sweep small --local): mean on physionet (seed 0 to 2); "
+        "gpvae on physionet (seed 2); gpvae preset=plus on physionet (seed 1 to 2)."
     )
+    assert sheet.missing.commands[-2:] == [
+        f"python -m experiments.run gpvae_physionet preset=plus seed={seed}" for seed in (1, 2)
+    ]
     for seed in range(3):
         for experiment, variant in (
             ("mean_physionet", "default"),
@@ -128,7 +131,7 @@ def test_what_is_missing_is_named_below(runs):
             ("gpvae_physionet", PLUS),
         ):
             write(runs, experiment, seed, {}, variant)
-    assert len(table_sheet("small", collect([runs])).notes) == 1
+    assert table_sheet("small", collect([runs])).missing is None
 
 
 def test_other_variants_are_shown_on_request_and_never_the_best(runs):
@@ -152,12 +155,72 @@ def test_equal_figures_are_bold_together_and_a_lone_one_is_not(described, tmp_pa
     assert not any(row[3].best for row in sheet.rows)
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 5, 8])
+@pytest.mark.parametrize("key", ["test/auroc", "test/mse", "test/coverage_90"])
+def test_bold_is_what_the_paired_test_of_scipy_does_not_tell_from_the_best(pairs, key, described, tmp_path):
+    generator = np.random.default_rng(pairs)
+    metric, seeds = METRICS[key], generator.normal(0, 0.05, pairs)
+    verdicts = set()
+    for nth, offset in enumerate(np.linspace(0.001, 0.03, 6)):
+        folder, sign = tmp_path / str(nth), -1 if metric.best == "max" else 1
+        best = 0.9 + sign * 0.2 + seeds  # beyond the target of a coverage, so that losses grow as the values do
+        worse = best + sign * (offset + generator.normal(0, 0.01, pairs))
+        worse = worse if metric.loss(worse.mean()) > metric.loss(best.mean()) else worse + sign * 0.02
+        for seed in range(pairs + 3):  # three seeds that the other lacks do not count for the test
+            write(folder, "vae_physionet", seed, {key: [*best, 0.7, 0.7, 0.7][seed]} if seed < pairs else {})
+        for seed in range(pairs):
+            write(folder, "gpvae_physionet", seed, {key: worse[seed]})
+        sheet = table_sheet("small", collect([folder]))
+        column = next(n for n, each in enumerate(sheet.columns) if each.title == metric.title)
+        tied = scipy.stats.ttest_rel(worse, best).pvalue > 0.05
+        assert [row[column].best for row in sheet.rows] == [False, True, tied, False]
+        verdicts.add(bool(tied))
+    assert pairs == 2 or verdicts == {True, False}
+
+
+def test_without_two_common_seeds_or_randomness_what_prints_alike_is_bold_alike(described, tmp_path):
+    for seed in range(3):
+        write(tmp_path, "vae_physionet", seed, {"test/auroc": 0.7, "test/mse": 0.5})
+        write(tmp_path, "gpvae_physionet", seed, {"test/auroc": 0.6996, "test/mse": 0.5006})
+    sheet = table_sheet("small", collect([tmp_path]))
+    assert [(row[1].best, row[3].best) for row in sheet.rows[1:3]] == [(True, True), (True, False)]
+    write(tmp_path, "mean_physionet", 0, {"test/auroc": 0.7003, "test/mse": 0.4997})  # one seed: nothing to test
+    write(tmp_path, "gpvae_physionet", 7, {"test/auroc": 0.6996}, PLUS, "preset=plus")  # none in common
+    sheet = table_sheet("small", collect([tmp_path]))
+    assert [row[1].best for row in sheet.rows] == [True, True, True, True]
+    assert [row[3].best for row in sheet.rows] == [True, True, False, False]
+
+
+def test_differences_are_in_published_deviations_and_columns_on_request(runs):
+    sheet = table_sheet("small", collect([runs]))
+    assert [[cell.difference for cell in row if cell.difference is not None] for row in sheet.rows] == [
+        [], [pytest.approx((0.7266666667 - 0.677) / 0.002)] * 2, [pytest.approx(-5.0)] * 2, [],
+    ]  # fmt: skip
+    wide = with_differences(sheet)
+    assert [column.title for column in wide.columns] == [
+        "method", "AUROC", "difference", "published AUROC", "difference", "MSE", "90 % coverage", "seeds",
+    ]  # fmt: skip
+    assert [(row[2].text, row[4].text) for row in wide.rows] == [("–", "–"), ("+24.8",) * 2, ("-5.0",) * 2, ("–", "–")]
+    assert wide.notes[-1].startswith("difference: ours less published, in published standard deviations")
+    read = list(csv.DictReader(io.StringIO(comma_separated(sheet))))
+    assert [row["AUROC, difference in published SDs"] for row in read][::3] == ["", ""]
+    assert float(read[1]["AUROC, difference in published SDs"]) == pytest.approx(24.8333333)
+
+
+def test_the_number_of_seeds_is_told_where_no_column_tells_it(tmp_path):
+    for method, dataset, seeds in (("mae", "cat15", 5), ("ddpm", "cat15", 5), ("ddpm", "horse21", 3)):
+        for seed in range(seeds):
+            write(tmp_path, f"{method}_{dataset}", seed, {"test/miou": 0.5})
+    assert "Seeds of each figure: 5; but DDPM on horse21 3." in table_sheet("table3", collect([tmp_path])).notes
+
+
 def test_a_run_found_twice_counts_once_and_other_json_files_not_at_all(tmp_path):
     for folder in (tmp_path / "runs", tmp_path / "results"):
         write(folder, "mean_physionet", 0, {"test/auroc": 0.7 if folder.name == "runs" else 0.1})
     (tmp_path / "runs" / "other.json").write_text("[1, 2]")
     grouped = collect([tmp_path / "runs", tmp_path / "results"])
     assert [each["metrics"] for each in grouped["mean_physionet", "default"]] == [{"test/auroc": 0.7}]
+    assert grouped["mean_physionet", "default"][0]["file"] == str(tmp_path / "runs" / "mean_physionet-default-0.json")
 
 
 AWKWARD = Sheet(
@@ -176,7 +239,7 @@ def test_markdown_has_a_line_for_each_row_and_as_many_cells(runs):
     sheet = table_sheet("small", collect([runs]))
     caption, table, *notes = markdown(sheet).rstrip("\n").split("\n\n")
     head, rule, *body = table.splitlines()
-    assert (caption, notes) == (sheet.caption, sheet.notes)
+    assert (caption, notes) == (sheet.caption, sheet.below)
     assert rule == "|---|---:|---:|---:|---:|---:|"
     parsed = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in (head, *body)]
     assert parsed == [[column.heading for column in sheet.columns], *shown(sheet, ("**", "**"))]
@@ -306,8 +369,8 @@ def test_splits_say_which_order_is_settled(split_runs):
     assert rows["GP-VAE"][3:] == [f"{noise.low:+.3f} to {noise.high:+.3f}", "2 of 4", "within split noise"]
     assert rows["GP-VAE plus"] == ["0", "–", "–", "–", "–", "needs two splits"]
     assert sheet.notes[0].startswith("difference: to VAE on the same splits")
-    assert sheet.notes[1] == (
-        "Missing: 1 of 15 runs (python -m experiments.sweep splits --local): gpvae_physionet (split_seed 4)."
+    assert sheet.below[1] == (
+        "Missing: 1 of 15 runs (python -m experiments.sweep splits --local): gpvae on physionet (split_seed 4)."
     )
     against_mean = {row[0]: row[1:] for row in shown(splits_sheet("splits", collect([split_runs]), "mean", True))}
     assert against_mean["VAE"][2] == "0.020"  # the bootstrap's
@@ -331,11 +394,25 @@ def test_the_command_prints_writes_and_renews_the_readme(runs, tmp_path, capsys,
         assert readme.read_text() == (
             f"before\n<!-- small -->\n{printed}<!-- end of small -->\nafter\n<!-- other -->\n"
         )
+    assert main(["all", "--readme", str(runs)]) == 0  # splits has no marks there
+    assert readme.read_text() == f"before\n<!-- small -->\n{printed}<!-- end of small -->\nafter\n<!-- other -->\n"
     assert capsys.readouterr().out == ""
     readme.write_text("no marks\n")
     assert main(["small", "--readme", str(runs)]) == 2
     assert "needs the lines '<!-- small -->' and '<!-- end of small -->'" in capsys.readouterr().err
     assert readme.read_text() == "no marks\n"
+
+
+def test_all_tables_are_printed_one_after_another(runs, capsys):
+    sheets = [table_sheet("small", collect([runs])), splits_sheet("splits", collect([runs]))]
+    for name, form in (("text", text), ("markdown", markdown), ("latex", latex)):
+        assert main(["all", "--format", name, str(runs)]) == 0
+        assert capsys.readouterr().out == "\n".join(form(sheet) for sheet in sheets)
+    assert main(["all", "--format", "csv", str(runs)]) == 0
+    blocks = [f"{sheet.name}\n{comma_separated(sheet)}" for sheet in sheets]
+    assert capsys.readouterr().out == "\n".join(blocks)
+    assert main(["small", "--format", "markdown", "--differences", str(runs)]) == 0
+    assert capsys.readouterr().out == markdown(with_differences(sheets[0]))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +422,9 @@ def test_the_command_prints_writes_and_renews_the_readme(runs, tmp_path, capsys,
         (["splits", "--reference", "gpvea"], "row 'gpvea' of splits does not exist. Did you mean 'gpvae'?"),
         (["small", "--reference", "vae"], "--reference: small compares no rows"),
         (["splits", "--all"], "--all: splits has no rows beside those of its own"),
-        (["small", "--output", "FOLDER"], "cannot be written: Is a directory; choose another --output"),
+        (["all", "--reference", "vae"], "--reference: all compares no rows"),
+        (["small", "--output", "FOLDER"], "cannot be written: Is a directory; choose another place"),
+        (["small", "--html", "FOLDER"], "cannot be written: Is a directory; choose another place"),
     ],
 )
 def test_bad_input_is_named_in_one_line(arguments, message, runs, tmp_path, capsys):
@@ -441,7 +520,7 @@ def test_the_readme_shows_what_the_report_prints(name, capsys):
 
 
 def test_a_transposed_table_has_a_line_for_each_data_set_and_deviations_within_runs(tmp_path):
-    """Real rows compete for nothing, and rows on a substitute for the data are not shown."""
+    """Real rows compete for nothing, and rows on a substitute for the data are marked and compared with nothing."""
     for method, value, more in (
         ("real", 0.9, {}),
         ("smote", 0.5, {}),
@@ -466,9 +545,24 @@ def test_a_transposed_table_has_a_line_for_each_data_set_and_deviations_within_r
         "–",
     ]
     higgs = next(row for row in sheet.rows if row[0].text.startswith("higgs-small"))
-    assert [cell.text for cell in higgs[1:]] == ["–"] * 4
-    assert "Warnings: TabDDPM on abalone, seed 0: loud." in sheet.notes
+    assert [cell.shown(("**", "**")) for cell in higgs[1:]] == [
+        "0.900 ± 0.010† (0.724 ± 0.001)",
+        "0.500 ± 0.010† (0.722 ± 0.001)",
+        "0.550 ± 0.010† (0.722 ± 0.001)",
+        "–",
+    ]
+    assert [cell.difference for cell in higgs] == [None] * 5
+    assert sheet.notes[1:] == [
+        "† on other data than the published, so compared with nothing.",
+        "Seeds of each figure: 1.",
+        "Warnings: TabDDPM on abalone, seed 0: loud; TabDDPM on higgs-small, seed 0: loud.",
+    ]
+    assert r"0.550 $\pm$ 0.010$\dagger$ (0.722 $\pm$ 0.001)" in latex(sheet)
     read = list(csv.DictReader(io.StringIO(comma_separated(sheet))))
     assert read[0]["TabDDPM"] == "0.55"
     assert read[0]["published TabDDPM SD"] == "0.01"
+    assert float(read[0]["SMOTE, difference in published SDs"]) == pytest.approx((0.5 - 0.549) / 0.005)
+    substitutes = {line["data set"]: line["on substitute data"] for line in read}
+    assert substitutes["higgs-small, F1 ↑"] == "Real, SMOTE, TabDDPM"
+    assert {told for name, told in substitutes.items() if not name.startswith("higgs-small")} == {""}
     assert {len(row) for row in read} == {len(next(csv.reader(io.StringIO(comma_separated(sheet)))))}
