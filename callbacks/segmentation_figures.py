@@ -11,10 +11,11 @@ from typing import Any
 import lightning as L
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from callbacks.figures import save_figure
+from callbacks.figures import keep_figure
 
 _COLUMNS = ("image", "truth", "prediction", "uncertainty, nats")
 
@@ -63,18 +64,23 @@ def segmentation_figure(
     return figure
 
 
+def cluster_colours(num_clusters: int) -> NDArray[np.uint8]:
+    """Colours [cluster, 3] that differ in lightness, which the colour-blind see as well, from dark to light."""
+    return (mpl.colormaps["viridis"](np.linspace(0, 1, num_clusters))[:, :3] * 255).round().astype(np.uint8)
+
+
 def clusters_figure(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    images: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.int64]],
     row_names: Sequence[str],
     column_names: Sequence[str],
     palette: NDArray[np.uint8],
 ) -> Figure:
-    """An image, and beside it the clusters of its pixels by each of a grid of feature maps.
+    """Images under each other, and beside each the clusters of its pixels by each of a grid of feature maps.
 
     Args:
-        image: [3, height, width].
-        labels: [row, column, height, width], numbers of clusters.
+        images: [3, height, width] each.
+        labels: [row, column, height, width] of each image, numbers of clusters.
         row_names: such as the steps of a diffusion model.
         column_names: such as the blocks of its network.
         palette: [cluster, 3].
@@ -82,27 +88,32 @@ def clusters_figure(
     Raises:
         ValueError: there are not as many names as rows and columns.
     """
-    if labels.shape[:2] != (len(row_names), len(column_names)):
-        raise ValueError(
-            f"labels of shape {list(labels.shape)} with {len(row_names)} names of rows, {len(column_names)} of columns"
-        )
+    names = len(row_names), len(column_names)
+    if any(each.shape[:2] != names for each in labels):
+        shapes = [list(each.shape) for each in labels]
+        raise ValueError(f"labels of shapes {shapes} with {names[0]} names of rows, {names[1]} of columns")
     with mpl.rc_context({"font.size": 8}):
-        size = (1.3 * (len(column_names) + 1) + 0.3, 1.3 * len(row_names) + 0.3)
+        size = (1.15 * (names[1] + 1) + 0.2, (1.15 * names[0] + 0.35) * len(images))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
-        axes = figure.subplots(len(row_names), len(column_names) + 1, squeeze=False)
-        for ax in axes.flat:
-            ax.set_xticks([])
-            ax.set_yticks([])
-        axes[0, 0].imshow(image.transpose(1, 2, 0), interpolation="nearest")
-        for ax in axes[1:, 0]:
-            ax.set_visible(False)
-        for line, row, name in zip(axes[:, 1:], labels, row_names, strict=True):
-            for ax, panel in zip(line, row, strict=True):
-                ax.imshow(coloured(panel, palette), interpolation="nearest")
-            line[0].set_ylabel(name)
-        for ax, name in zip(axes[0, 1:], column_names, strict=True):
-            ax.set_title(name)
+        parts = figure.subfigures(len(images), squeeze=False)[:, 0]
+        for part, image, panels in zip(parts, images, labels, strict=True):
+            places = part.add_gridspec(names[0], names[1] + 1)
+            _show(part.add_subplot(places[:, 0]), image.transpose(1, 2, 0))
+            for row, column in np.ndindex(*names):
+                ax = part.add_subplot(places[row, column + 1])
+                _show(ax, coloured(panels[row, column], palette))
+                if row == 0:
+                    ax.set_title(column_names[column], fontsize=8)
+                if column == 0:
+                    ax.set_ylabel(row_names[row])
     return figure
+
+
+def _show(ax: Axes, picture: NDArray[np.uint8]) -> None:
+    ax.imshow(picture, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
 
 
 class SegmentationFigure(L.Callback):
@@ -136,6 +147,4 @@ class SegmentationFigure(L.Callback):
         data = trainer.datamodule
         parts = (np.stack(part) for part in zip(*self._shown[: self.num_images], strict=True))
         figure = segmentation_figure(*parts, data.palette, data.class_names)
-        save_figure(figure, self.path)
-        if log_image := getattr(trainer.logger, "log_image", None):
-            log_image("segmentations", [str(self.path)])
+        keep_figure(figure, self.path, trainer.logger)

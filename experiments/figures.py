@@ -1,7 +1,13 @@
-"""One picture of what several finished runs say of the same series, as Figure 2 of the GP-VAE's paper.
+r"""Figures of finished runs, of sweeps, and of what a diffusion model's features tell apart.
 
-python -m experiments.figures runs/brits_physionet/default/seed0 runs/gpvae_physionet/*/seed0 \
+python -m experiments.figures imputations runs/brits_physionet/default/seed0 runs/gpvae_physionet/*/seed0 \
     --output figures/imputations.png --series 12,340 --variables HR,Temp,Glucose
+python -m experiments.figures clusters --checkpoint runs/unet_faces/default/seed0 --images celeba19
+python -m experiments.figures curve table3_sizes --x data.train_images --metric test/miou
+python -m experiments.figures heatmap table3_blocks --x model.backbone.steps --y model.backbone.blocks \
+    --metric test/miou
+
+Each prints the path of the picture; FIGURE --help lists its options.
 """
 
 import argparse
@@ -12,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from experiments.config import ConfigError, Experiment, nearest
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from experiments.sweep_figures import Scores
     from lightning_modules.imputation.base import Imputer
 
 
@@ -35,12 +44,11 @@ def load_run(folder: Path) -> tuple[dict[str, Any], "Imputer"]:
     return config, module.eval()
 
 
-def draw(folders: list[Path], output: Path, series: list[int], variables: list[str]) -> None:
-    """Draw test series of the first run's data as each run imputes them.
+def imputations_figure(folders: list[Path], series: list[int], variables: list[str]) -> "Figure":
+    """Test series of the first run's data as each run imputes them.
 
     Args:
         folders: of finished runs on the same data.
-        output: the PNG; appears whole or not at all.
         series: numbers of test series; none: those in which most is hidden.
         variables: names; none: those of which these series show the most.
 
@@ -49,7 +57,7 @@ def draw(folders: list[Path], output: Path, series: list[int], variables: list[s
     """
     import torch
 
-    from callbacks.figures import chosen_entries, panels, panels_figure, save_figure
+    from callbacks.figures import chosen_entries, panels, panels_figure
     from experiments.build import build_data
 
     runs = {_label(folder, folders): load_run(folder) for folder in folders}
@@ -82,7 +90,7 @@ def draw(folders: list[Path], output: Path, series: list[int], variables: list[s
             name: module(batch.values, batch.observed_mask, batch.times) for name, (_, module) in runs.items()
         }
         drawn = panels(batch, predictives, data, columns, num_draws=100)
-    save_figure(panels_figure(drawn, getattr(data, "time_label", "time")), output)
+    return panels_figure(drawn, getattr(data, "time_label", "time"))
 
 
 NOT_CONTENT = ("batch_size", "evaluation_batch_size", "evaluation_samples", "num_workers", "seed")
@@ -95,31 +103,158 @@ def _label(folder: Path, folders: list[Path]) -> str:
     return method if methods.count(method) == 1 else f"{method} {folder.resolve().parent.name}/{folder.name}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw; returns the exit status, 2 with one line on standard error where that cannot be done."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _save(figure: "Figure", output: Path) -> None:
+    from callbacks.figures import save_figure
+
+    try:
+        save_figure(figure, output)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
+
+
+def _numbers(arguments: argparse.Namespace, name: str) -> list[int]:
+    """The whole numbers of an option."""
+    text = getattr(arguments, name)
+    try:
+        return [int(number) for number in text.split(",") if number]
+    except ValueError as error:
+        raise ConfigError(f"--{name} {text}: write whole numbers, such as 12,340") from error
+
+
+# Of each kind of figure its options, and what draws it from them: the figure, and a note for standard output.
+
+
+def _imputations_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on the same data")
-    parser.add_argument("--output", type=Path, default=Path("figures/imputations.png"))
+    parser.add_argument("--output", type=Path, default=Path("figures/imputations.png"), help="default: %(default)s")
     parser.add_argument("--series", default="", help="numbers of test series, such as 12,340")
     parser.add_argument("--variables", default="", help="names of variables, such as HR,Temp")
-    arguments = parser.parse_args(argv)
-    try:
-        try:
-            series = [int(number) for number in arguments.series.split(",") if number]
-        except ValueError as error:
-            raise ConfigError(f"--series {arguments.series}: write whole numbers, such as 12,340") from error
-        from datamodules.sources import SourceError
 
-        try:
-            draw(arguments.runs, arguments.output, series, [name for name in arguments.variables.split(",") if name])
-        except SourceError as error:
-            raise ConfigError(str(error)) from error
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+
+def _imputations(arguments: argparse.Namespace) -> tuple["Figure", str]:
+    variables = [name for name in arguments.variables.split(",") if name]
+    return imputations_figure(arguments.runs, _numbers(arguments, "series"), variables), ""
+
+
+def _clusters_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="laid over the configuration of ddpm")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="a pre-training run, or a file of weights (default: the published network, which is downloaded: 2.2 GB)",
+    )
+    parser.add_argument(
+        "--images",
+        default="celeba19",
+        metavar="NAME",
+        help="a data set of segmentation, a folder of pictures, or a picture (default: celeba19)",
+    )
+    parser.add_argument("--pictures", default="", help="numbers of its pictures (default: the first two)")
+    parser.add_argument("--blocks", default="", help="of the decoder, such as 6,8,10,12 (default: the configuration's)")
+    parser.add_argument("--steps", default="50,200,400,600,800", help="of the diffusion process (default: %(default)s)")
+    parser.add_argument("--clusters", type=int, default=5, metavar="K", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU where there is one")
+    parser.add_argument("--output", type=Path, default=Path("figures/clusters.png"), help="default: %(default)s")
+
+
+def _clusters(arguments: argparse.Namespace) -> tuple["Figure", str]:
+    from experiments.cluster_figure import cluster_figure
+
+    figure = cluster_figure(
+        arguments.images,
+        arguments.checkpoint,
+        _numbers(arguments, "blocks"),
+        _numbers(arguments, "steps"),
+        _numbers(arguments, "pictures"),
+        arguments.clusters,
+        arguments.seed,
+        arguments.overrides,
+        arguments.device,
+    )
+    return figure, ""
+
+
+def _curve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="SWEEP", help="such as table3_sizes")
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="*", type=Path, help="of finished runs (default: runs, experiments/results)"
+    )
+    parser.add_argument("--metric", required=True, metavar="NAME", help="such as test/miou")
+    parser.add_argument("--x", required=True, metavar="KEY", help="a key of the sweep, such as data.train_images")
+    parser.add_argument("--x-title", metavar="TEXT", help="default: the key in words")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: figures/SWEEP_<figure>.png")
+
+
+def _curve(arguments: argparse.Namespace) -> tuple["Figure", str]:
+    from experiments.sweep_figures import curve_figure
+
+    return curve_figure(_scores(arguments, arguments.x), arguments.x_title)
+
+
+def _heatmap_options(parser: argparse.ArgumentParser) -> None:
+    _curve_options(parser)
+    parser.add_argument("--y", required=True, metavar="KEY", help="another one, such as model.backbone.blocks")
+    parser.add_argument("--y-title", metavar="TEXT", help="default: the key in words")
+
+
+def _heatmap(arguments: argparse.Namespace) -> tuple["Figure", str]:
+    from experiments.sweep_figures import heatmap_figure
+
+    return heatmap_figure(_scores(arguments, arguments.x, arguments.y), arguments.x_title, arguments.y_title)
+
+
+def _scores(arguments: argparse.Namespace, *axes: str) -> "Scores":
+    from experiments.sweep_figures import sweep_scores
+    from experiments.tables import collect
+
+    arguments.output = arguments.output or Path("figures") / f"{arguments.sweep}_{arguments.figure}.png"
+    folders = arguments.folders or [Path("runs"), Path(__file__).parent / "results"]
+    return sweep_scores(arguments.sweep, axes, arguments.metric, collect(folders))
+
+
+FIGURES = {
+    "imputations": (_imputations_options, _imputations),
+    "clusters": (_clusters_options, _clusters),
+    "curve": (_curve_options, _curve),
+    "heatmap": (_heatmap_options, _heatmap),
+}
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Arguments of the kind of figure that is named first."""
+    first = argparse.ArgumentParser(
+        prog="python -m experiments.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    first.add_argument("figure", choices=FIGURES)
+    first.add_argument("options", nargs="...", help="those of the figure, after which --help lists them")
+    kind = first.parse_args(argv[:1]).figure
+    parser = argparse.ArgumentParser(prog=f"{first.prog} {kind}")
+    FIGURES[kind][0](parser)
+    return parser.parse_intermixed_args(argv[1:], argparse.Namespace(figure=kind))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw a figure.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0, or 2 with one line on standard error where it cannot be drawn.
+    """
+    from datamodules.sources import SourceError
+
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
+    try:
+        figure, note = FIGURES[arguments.figure][1](arguments)
+        _save(figure, arguments.output)
+    except (ConfigError, SourceError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(arguments.output)
+    if note:
+        print(note)
     return 0
 
 

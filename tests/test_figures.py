@@ -1,13 +1,22 @@
-"""One picture of several runs, through the command line."""
+"""Pictures of runs and of what features tell apart, through the command line."""
+
+from itertools import permutations
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.nn import functional as F
 
 from callbacks import figures as drawing
+from callbacks import segmentation_figures
 from experiments import run
+from experiments.build import build_module
 from experiments.config import compose
 from experiments.figures import main
+from lightning_modules.segmentation.backbones.ddpm import DDPMBackbone
 
 SMALL = ["trainer.max_steps=2", "val_check_interval=1", "model.latent_dim=4", "model.window=3"]
 
@@ -35,7 +44,7 @@ def test_runs_share_one_picture(runs, tmp_path, monkeypatch, capsys):
     figure = drawing.panels_figure
     monkeypatch.setattr(drawing, "panels_figure", lambda rows, label: drawn.append(rows) or figure(rows, label))
     output = tmp_path / "pictures" / "two.png"
-    given = [str(runs[0]), str(runs[1]), "--output", str(output), "--series", "1,5", "--variables", "HR"]
+    given = ["imputations", str(runs[0]), str(runs[1]), "--output", str(output), "--series", "1,5", "--variables", "HR"]
     assert main(given) == 0
     assert capsys.readouterr().out.strip() == str(output)
     assert matplotlib.image.imread(output)[..., :3].std() > 0.05
@@ -62,8 +71,109 @@ def test_runs_share_one_picture(runs, tmp_path, monkeypatch, capsys):
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(runs, arguments, error, tmp_path, capsys):
     given = [each.format(*runs) for each in arguments]
-    assert main([*given, "--output", str(tmp_path / "none.png")]) == 2
+    assert main(["imputations", *given, "--output", str(tmp_path / "none.png")]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {error}")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three pictures of 32 pixels, the one in the middle cut."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] / 31
+    for number in range(3):
+        waves = [np.sin(generator.uniform(2, 8) * x + generator.uniform(2, 8) * y) for _ in range(3)]
+        pixels = (127 * (1 + np.stack(waves, -1))).astype(np.uint8)
+        Image.fromarray(pixels[: 20 if number == 1 else 32]).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, pictures):
+    """The folder of a pre-training run, as far as its features are concerned."""
+    root = tmp_path_factory.mktemp("pretraining")
+    experiment = compose(
+        "unet_images",
+        [f"data.paths=[{pictures}]", "data.image_size=32", "channel_multipliers=[1,2]", f"run_root={root}"],
+    )
+    module = build_module(experiment)
+    for parameter in module.average.parameters():  # away from the start, at which the network reads no step
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    experiment.folder.joinpath("checkpoints").mkdir(parents=True)
+    OmegaConf.save(experiment.identity, experiment.folder / "config.yaml")
+    state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(state, experiment.folder / "checkpoints" / "last.ckpt")
+    return experiment.folder
+
+
+def test_each_panel_has_the_clusters_of_its_picture_step_and_block(pictures, pretrained, tmp_path, monkeypatch, capsys):
+    drawn = []
+    figure = segmentation_figures.clusters_figure
+    monkeypatch.setattr(segmentation_figures, "clusters_figure", lambda *given: drawn.append(given) or figure(*given))
+    output = tmp_path / "new" / "clusters.png"
+    given = ["--checkpoint", str(pretrained), "--images", str(pictures), "--pictures", "2,1,0", "--clusters", "3"]
+    assert main(["clusters", *given, "--steps", "400,50", "--blocks", "1,3", "--output", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert matplotlib.image.imread(output)[..., :3].std() > 0.05
+    ((images, labels, rows, columns, _),) = drawn
+    assert rows == ["step 400", "step 50"]
+    assert columns == ["block 1\n32 × 32", "block 3\n32 × 32"]
+    assert [each.shape for each in images] == [(3, 32, 32), (3, 20, 32), (3, 32, 32)]
+    assert [each.shape for each in labels] == [(2, 2, 32, 32), (2, 2, 20, 32), (2, 2, 32, 32)]
+    for number, place in ((2, 0), (0, 2)):
+        pixels = torch.from_numpy(np.asarray(Image.open(pictures / f"{number}.png")).transpose(2, 0, 1).copy())
+        assert (images[place] == pixels.numpy()).all()
+        for i, step in enumerate((400, 50)):
+            for j, block in enumerate((1, 3)):
+                backbone = DDPMBackbone(str(pretrained), [block], [step], image_size=32, torso="float32")
+                (features,) = backbone(pixels[None].float() / 255)
+                assert_fixed(features, labels[place][i, j])
+                if i or j:  # no other numbers agree with more pixels of the step, or else the block, before
+                    before = labels[place][i - 1, j] if i else labels[place][0, j - 1]
+                    agreeing = [
+                        (np.array(order)[labels[place][i, j]] == before).sum() for order in permutations(range(3))
+                    ]
+                    assert agreeing[0] == max(agreeing)
+
+
+def assert_fixed(features, labels):
+    """Each pixel lies in the cluster whose mean is nearest, of features that torch has up-sampled."""
+    points = F.interpolate(features.double(), labels.shape, mode="bilinear").flatten(2)[0].T
+    labels = torch.from_numpy(labels).flatten()
+    means = torch.stack([points[labels == number].mean(0) for number in range(3)])
+    assert (torch.cdist(points, means).argmin(1) == labels).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--blocks", "2,4,8"], "ddpm: model: blocks=[2, 4, 8]: choose ascending numbers from 0 to 7"),
+        (["--steps", "50,50"], "ddpm: model: steps=[50, 50]: choose different numbers from 0 to 999"),
+        (["--steps", "5o"], "--steps 5o: write whole numbers, such as 12,340"),
+        (
+            ["--images", "celeb19"],
+            "--images celeb19: it is no folder or picture, and no data set. Did you mean 'celeba19'?",
+        ),
+        (["--images", "{root}"], "--images {root}: there is no image"),
+        (["--images", "{root}/broken.txt"], "--images {root}/broken.txt: it does not decode"),
+        (["--pictures", "0,3"], "--pictures 0,3: {pictures} has the pictures 0 to 2"),
+        (["--clusters", "0"], "--clusters 0: num_clusters=0 must lie between 1 and the 1024 pixels"),
+        (["--checkpoint", "nowhere"], "ddpm: model: checkpoint nowhere does not exist"),
+        (["--checkpoint", "{run}"], "--checkpoint {run}: its run is not one of pretraining, but on CSV"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--output", "{root}/broken.txt/x.png"], "--output {root}/broken.txt/x.png cannot be written"),
+    ],
+)
+def test_what_cannot_be_clustered_is_said_in_one_line(runs, pictures, arguments, error, tmp_path, capsys):
+    (tmp_path / "broken.txt").write_text("no picture")
+    names = {"root": tmp_path, "pictures": pictures, "run": runs[0]}
+    given = ["--images", str(pictures), "--blocks", "1", "--steps", "9", *(each.format(**names) for each in arguments)]
+    given += [] if "--checkpoint" in given else ["preset=untrained", "data.image_size=32"]
+    given += [] if "--output" in given else ["--output", str(tmp_path / "none.png")]
+    assert main(["clusters", *given]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {error.format(**names)}")
     assert told.count("\n") == 1
     assert not (tmp_path / "none.png").exists()

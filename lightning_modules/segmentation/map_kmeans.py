@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -175,6 +176,20 @@ def cluster_images(
             chosen.append(order.argsort()[labels])
         grids.append(torch.stack(chosen))
     return torch.stack(grids)
+
+
+def renumbered(labels: Tensor, reference: Tensor, num_clusters: int) -> Tensor:
+    """Clusters under the numbers of others, so that as many pixels as can be have the same number in both.
+
+    Args:
+        labels: int64 [height, width] from 0 to num_clusters - 1, as those of `cluster_images`.
+        reference: the same shape, whose numbers are taken.
+        num_clusters: of both.
+    """
+    pairs = (labels * num_clusters + reference).flatten().bincount(minlength=num_clusters**2)
+    shared = pairs.view(num_clusters, num_clusters)  # pixels of a cluster and of one of the reference
+    _, numbers = linear_sum_assignment(shared.cpu().numpy(), maximize=True)
+    return torch.from_numpy(numbers).to(labels.device)[labels]
 
 
 def _first_centroids(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from callbacks.segmentation_figures import clusters_figure
 from lightning_modules.segmentation import map_kmeans as module
-from lightning_modules.segmentation.map_kmeans import UpsampledMaps, cluster_images, map_kmeans
+from lightning_modules.segmentation.map_kmeans import UpsampledMaps, cluster_images, map_kmeans, renumbered
 
 SIZE = 24
 
@@ -103,6 +103,15 @@ def test_each_map_of_each_image_has_its_own_clusters():
         assert torch.equal(labels[1, number], (halves[1, 0] == 1).long())
 
 
+def test_clusters_take_the_numbers_of_those_they_share_most_pixels_with():
+    reference = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 2], [0, 0, 2, 2]])
+    labels = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0], [1, 1, 1, 0]])
+    assert renumbered(labels, reference, 3).tolist() == [[0, 0, 1, 1], [0, 0, 0, 2], [0, 0, 0, 2]]
+    for seed in range(5):  # a mere exchange of numbers is undone, and a number that is not used does no harm
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(renumbered(order[reference], reference, 4), reference)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"maps of shapes \[\[1, 2, 4, 4\]\]"):
         map_kmeans([torch.zeros(1, 2, 4, 4)], 8)
@@ -114,15 +123,18 @@ def test_wrong_arguments_are_named():
         map_kmeans([torch.full((2, 4, 4), torch.nan)], 8)
 
 
-def test_the_figure_shows_each_map_under_its_step_and_block():
+def test_the_figure_shows_each_map_under_its_step_and_block_beside_its_image():
     palette = np.array([[10, 0, 0], [0, 200, 0]], np.uint8)
-    labels = np.zeros((2, 3, 4, 4), np.int64)
-    labels[1, 2] = 1
-    figure = clusters_figure(np.zeros((3, 4, 4), np.uint8), labels, ["t = 50", "t = 200"], list("abc"), palette)
-    axes = np.array(figure.axes).reshape(2, 4)
-    assert [ax.get_title() for ax in axes[0]] == ["", "a", "b", "c"]
-    assert [ax.get_ylabel() for ax in axes[:, 1]] == ["t = 50", "t = 200"]
-    assert (axes[1, 3].images[0].get_array() == palette[1]).all()
-    assert (axes[1, 2].images[0].get_array() == palette[0]).all()
-    with pytest.raises(ValueError, match=r"labels of shape \[2, 3, 4, 4\] with 1 names"):
-        clusters_figure(np.zeros((3, 4, 4), np.uint8), labels, ["t"], list("abc"), palette)
+    labels = np.zeros((2, 2, 3, 4, 4), np.int64)
+    labels[1, 1, 2] = 1
+    images = np.stack([np.full((3, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)])
+    figure = clusters_figure(images, labels, ["t = 50", "t = 200"], list("abc"), palette)
+    for number, part in enumerate(figure.subfigs):
+        picture, *panels = part.axes
+        assert (picture.images[0].get_array() == 7 + 2 * number).all()
+        assert [ax.get_title() for ax in panels] == ["a", "b", "c", "", "", ""]
+        assert [ax.get_ylabel() for ax in panels] == ["t = 50", "", "", "t = 200", "", ""]
+        for ax, its_labels in zip(panels, labels[number].reshape(6, 4, 4), strict=True):
+            assert (ax.images[0].get_array() == palette[its_labels]).all()
+    with pytest.raises(ValueError, match=r"labels of shapes \[\[2, 3, 4, 4\], .* with 1 names"):
+        clusters_figure(images, labels, ["t"], list("abc"), palette)
