@@ -132,6 +132,19 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png")
 
 
+def keep_figure(figure: Figure, path: Path, logger: Any) -> None:
+    """Write a PNG (see `save_figure`), and hand it as ``figures/<name>`` to a logger that takes images.
+
+    Args:
+        figure: what was drawn.
+        path: of the file.
+        logger: the Trainer's, or None.
+    """
+    save_figure(figure, path)
+    if log_image := getattr(logger, "log_image", None):
+        log_image(f"figures/{path.stem}", [str(path)])
+
+
 def curve_of(mean: Tensor, draws: Tensor, offset: float, scale: float) -> Curve:
     """Mean and band of one variable of one series, in its own unit.
 
@@ -230,9 +243,7 @@ class ImputationFigure(L.Callback):
         """Draw."""
         figure = self._figure(trainer.datamodule, pl_module) if trainer.is_global_zero else None
         if figure is not None:
-            save_figure(figure, self.path)
-            if log_image := getattr(trainer.logger, "log_image", None):
-                log_image("imputations", [str(self.path)])
+            keep_figure(figure, self.path, trainer.logger)
 
     def _figure(self, data: Any, pl_module: L.LightningModule) -> Figure | None:
         shape = data.model_arguments.get("image_shape")

@@ -70,6 +70,31 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); delete it and start the run again") from error
 
 
+class ValidationScores(L.Callback):
+    """Keeps the figures of the last validation in the checkpoints, for a run that has nothing left but its test.
+
+    Attributes:
+        scores: what was logged as ``val/...``; empty before the first validation.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take them."""
+        if not trainer.sanity_checking:
+            logged = trainer.callback_metrics.items()
+            self.scores = {name: float(value) for name, value in logged if name.startswith("val/")}
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The figures."""
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        """Those of the run that is continued."""
+        self.scores = state_dict["scores"]
+
+
 class RunStatistics(L.Callback):
     """Counts what a run costs, over all its resumes: `statistics` holds the keys of ``results.json``.
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.figures import save_figure
+from callbacks.figures import keep_figure
 
 
 def grid_figure(images: Tensor, columns: int) -> Figure:
@@ -75,6 +75,4 @@ class SampleGrid(L.Callback):
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
         with trainer.precision_plugin.forward_context():
             images = pl_module.sample(self.num_images, generator, self.sampling_steps)
-        save_figure(grid_figure(images, self.columns), self.path)
-        if log_image := getattr(trainer.logger, "log_image", None):
-            log_image("samples", [str(self.path)])
+        keep_figure(grid_figure(images, self.columns), self.path, trainer.logger)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from callbacks.encoding import Table, Task
-from callbacks.figures import COLOURS, save_figure
+from callbacks.figures import COLOURS, keep_figure
 from callbacks.quality import MAX_ROWS, associations, bin_edges, encoded_columns
 
 MOST_COLUMNS = 60  # with a panel of their own
@@ -152,6 +152,4 @@ class SynthesisFigure(L.Callback):
             "associations": associations_figure(difference, [*numerical, *categorical]),
         }
         for name, figure in figures.items():
-            save_figure(figure, self.folder / f"{name}.png")
-            if log_image := getattr(trainer.logger, "log_image", None):
-                log_image(name, [str(self.folder / f"{name}.png")])
+            keep_figure(figure, self.folder / f"{name}.png", trainer.logger)

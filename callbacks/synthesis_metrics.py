@@ -88,7 +88,8 @@ class SynthesisMetrics(L.Callback):
             dist.gather_object(self.frames, gathered, dst=0, group=group)
             for frames in gathered or []:
                 self.frames |= frames
-        pl_module.log_dict(on_rank_zero(lambda: self._scores(data.parts, data.codec, trainer.fast_dev_run), group))
+        scores = on_rank_zero(lambda: self._scores(data.parts, data.codec, trainer.fast_dev_run), group)
+        pl_module.log_dict(scores, reduce_fx="max", sync_dist=True)  # all ranks have the same numbers
         if group is not None:
             dist.destroy_process_group(group)
 

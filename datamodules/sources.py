@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -174,7 +175,9 @@ def fetch_unpinned(source: Source, is_usable: Callable[[Path], bool]) -> Path:
                     size = target.stat().st_size
                     target.unlink()
                     raise SourceError(f"{source.name}: {source.urls[0]} gave {size} bytes of another kind. {remedy}")
-                pin.write_text(file_sha256(target))
+                unfinished = pin.with_name(pin.name + ".unfinished")
+                unfinished.write_text(file_sha256(target))
+                os.replace(unfinished, pin)  # half a sum would refuse every later download
             return target
     except OSError as error:
         raise SourceError(f"{source.name}: cannot write {target}: {_reason(error)}. {remedy}") from error
@@ -244,7 +247,7 @@ def _sum_or_error(path: Path, source: Source) -> str:
 
 
 def _reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+    if error.errno == errno.ENOSPC or re.search(r"requested and \d+ written", str(error)):  # the latter is NumPy's
         return "no room left on the device"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "no permission to write there"
@@ -276,11 +279,15 @@ def ensure_arrays(folder: Path, build: Callable[[], tuple[dict[str, np.ndarray],
                 if rest.exists():
                     shutil.rmtree(rest)
             unfinished.mkdir()
-            for name, array in arrays.items():
-                np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
-            sums = {name: file_sha256(unfinished / f"{name}.npy") for name in arrays}
-            (unfinished / "description.json").write_text(json.dumps({"facts": facts, "sha256": sums}, indent=1))
-            os.rename(unfinished, folder)
+            try:
+                for name, array in arrays.items():
+                    np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
+                sums = {name: file_sha256(unfinished / f"{name}.npy") for name in arrays}
+                (unfinished / "description.json").write_text(json.dumps({"facts": facts, "sha256": sums}, indent=1))
+                os.rename(unfinished, folder)
+            except OSError:
+                shutil.rmtree(unfinished, ignore_errors=True)  # what is left on a full disk is in the way of others
+                raise
     except OSError as error:
         raise SourceError(
             f"Cannot write {folder}: {_reason(error)}. Set GENPRED_DATA to a folder with room that can be written to."

@@ -2,17 +2,15 @@
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
 import logging
 import math
-import netrc
 import os
 import platform
-import secrets
 import shlex
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,20 +19,30 @@ from typing import Any
 
 import filelock
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
-from callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, latest_checkpoint
+from callbacks import signals
+from callbacks.checkpoints import (
+    PREVIOUS,
+    AtomicCheckpointIO,
+    checkpoint_callbacks,
+    is_out_of_memory,
+    latest_checkpoint,
+)
 from callbacks.collapse import PosteriorCollapse
 from callbacks.diffusion_metrics import DiffusionMetrics
 from callbacks.figures import ImputationFigure
-from callbacks.files import whole_file
+from callbacks.files import LogFile, WriteError, whole_file
 from callbacks.finite import FiniteGradients
 from callbacks.imputation_metrics import ImputationMetrics
+from callbacks.preemption import Preemption
 from callbacks.progress import progress_bars
-from callbacks.results import RunStatistics, read_json, write_json_atomically
+from callbacks.results import RunStatistics, ValidationScores, read_json, write_json_atomically
 from callbacks.rng import RandomState
+from callbacks.same_data import SameData
 from callbacks.sample_grid import SampleGrid
 from callbacks.segmentation_figures import SegmentationFigure
 from callbacks.segmentation_metrics import SegmentationMetrics
@@ -43,8 +51,10 @@ from callbacks.synthesis_metrics import SynthesisMetrics
 from callbacks.synthetic_table import SyntheticTable
 from datamodules import sources
 from datamodules.source_table_segmentation import PUBLISHED_WEIGHTS
+from experiments import processes, slurm
 from experiments.config import ConfigError, Experiment, compose, config_hash, differences, load_class, nearest
 from experiments.report import print_run, published_figures
+from experiments.tracking import RunLogger, close_wandb, run_logger
 
 log = logging.getLogger("genpred")
 METRICS = {
@@ -103,9 +113,12 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
         The contents of ``results.json``.
 
     Raises:
-        RunError: another process works in the folder, it holds a run of another configuration, or it cannot be made.
+        RunError: another process works in the folder; it holds a run of another configuration or of other data, or
+            damaged files; it cannot be written; the run diverges, or memory runs out.
         ConfigError: a constructor refuses its arguments.
     """
+    slurm.check_resources(experiment)
+    processes.end_with_the_first()
     _quieten()
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
@@ -126,10 +139,21 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
             raise RunError(
                 f"{folder} cannot be written: {error.strerror}; choose another folder with run_root=..."
             ) from error
-        results = _start(experiment, folder)
+        try:
+            results = _start(experiment, folder)
+        except OSError as error:
+            if not _is_of_writing(error, folder):
+                raise
+            told = error if isinstance(error, WriteError) else WriteError.of(error.filename or folder, error)
+            raise RunError(f"{told} The run continues from its last checkpoint.") from error
     if _is_first_process():
         print_run(results)
     return results
+
+
+def _is_of_writing(error: OSError, folder: Path) -> bool:
+    full_or_read_only = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error, WriteError) or full_or_read_only or str(error.filename).startswith(str(folder))
 
 
 def _is_first_process() -> bool:
@@ -138,10 +162,14 @@ def _is_first_process() -> bool:
 
 def _start(experiment: Experiment, folder: Path) -> dict[str, Any]:
     config_path, results_path = folder / "config.yaml", folder / "results.json"
-    if experiment.config["force"] and _is_first_process():
+    if experiment.config["force"] and _is_first_process() and not slurm.restarts():  # else a requeued job's own work
         _clear(folder)
     if config_path.exists():
-        stored = OmegaConf.to_container(OmegaConf.load(config_path))
+        try:
+            stored = OmegaConf.to_container(OmegaConf.load(config_path))
+        except Exception as error:  # the parser's own errors have no common base class
+            reason = " ".join(str(error).split())
+            raise RunError(f"{config_path} is damaged ({reason}); start over with force=true") from error
         lines = differences(stored, experiment.identity | {"seed": experiment.config["seed"]})
         if lines:
             raise RunError(
@@ -152,7 +180,10 @@ def _start(experiment: Experiment, folder: Path) -> dict[str, Any]:
         _write_text(config_path, OmegaConf.to_yaml(experiment.identity | {"seed": experiment.config["seed"]}))
     if results_path.exists():
         print(f"{folder} is finished; force=true runs it again")
-        return read_json(results_path)
+        try:
+            return read_json(results_path)
+        except ValueError as error:
+            raise RunError(str(error)) from error
     return _run(experiment, folder)
 
 
@@ -175,7 +206,7 @@ def _clear(folder: Path) -> None:
 
 def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[str, Any]:
     config = experiment.config
-    file, console = logging.FileHandler(folder / "log.txt"), logging.StreamHandler()
+    file, console = LogFile(folder / "log.txt"), logging.StreamHandler()
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console.setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
     console.addFilter(lambda record: record.exc_info is None)  # tracebacks of what is told in a line are for the file
@@ -189,8 +220,7 @@ def _run(experiment: Experiment, folder: Path, dry_run: bool = False) -> dict[st
     try:
         return _fit_and_test(experiment, folder, dry_run, config)
     except BaseException:
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish(exit_code=1)  # does nothing where no run is open
+        close_wandb()
         raise
     finally:
         logging.captureWarnings(False)
@@ -203,13 +233,15 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     L.seed_everything(config["seed"], workers=True, verbose=False)
     data, module = build_data(experiment), build_module(experiment)
     statistics, collapse = RunStatistics(), PosteriorCollapse()
+    same_data, validation = SameData(), ValidationScores()
     metrics = _metrics(data, dry_run)
     checkpoints = folder / "checkpoints"
-    callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), *progress_bars()]
+    callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), same_data, validation]
+    callbacks += progress_bars()
     if not dry_run:
         callbacks += _outputs(data, experiment, folder)
-        callbacks += checkpoint_callbacks(checkpoints, **config["checkpoint"])
-    logger = None if dry_run else _logger(experiment, folder)
+        callbacks += [*checkpoint_callbacks(checkpoints, **config["checkpoint"]), Preemption(checkpoints)]
+    logger = None if dry_run else run_logger(experiment, folder, _git_commit())
     trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
     with _one_line():
@@ -217,8 +249,8 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
             resumed = None if dry_run else latest_checkpoint(checkpoints)
             if resumed:
                 log.info("continuing from %s", resumed)
-            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-        validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+            with signals.deferred():
+                trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     variables = getattr(data, "variables", None) or getattr(data, "class_names", None)
     by_variable = _by_variable(metrics.by_feature, variables) if variables else {}
@@ -232,14 +264,14 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "variant": experiment.variant,
         "seed": config["seed"],
         "metrics": scores,
-        "validation": validation,
+        "validation": validation.scores,
         "published": {key: value for key, value in published.items() if key in scores},
         "baselines": baselines,
         "variables": by_variable,
         **statistics.statistics,
         "warnings": collapse.warnings,
         "config_sha256": config_hash(experiment.identity),
-        "data_sha256": data.data_sha256 | _weights_sha256(module),
+        "data_sha256": same_data.sums,
         "data_variant": data.data_variant,
         "comparable": data.comparable,
         "versions": _versions(),
@@ -250,9 +282,11 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     if not dry_run and trainer.is_global_zero:
-        write_json_atomically(folder / "results.json", results)
-        if isinstance(logger, WandbLogger):
-            _finish_wandb(logger, results)
+        with _one_line():
+            write_json_atomically(folder / "results.json", results)
+        (checkpoints / PREVIOUS).unlink(missing_ok=True)  # what it was kept for is over
+        if isinstance(logger, RunLogger):
+            logger.finish(results)
     return results
 
 
@@ -260,15 +294,24 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
 def _one_line() -> Iterator[None]:
     """Whether data suit a method or a metric is seen when they meet: what they say of it is one line for the user.
 
-    Where it came from is in log.txt.
+    So is what a run says that diverges or lacks memory. Where it came from is in log.txt.
     """
     try:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         log.exception("the run cannot go on")
         raise RunError(" ".join(str(error).split())) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.exception("the run cannot go on")
+        raise RunError(
+            f"out of memory: {' '.join(str(error).split()) or 'the system gives no more'}. Lower data.batch_size and "
+            "raise trainer.accumulate_grad_batches by as much, which is another run; or start the same command where "
+            "there is more memory: this one continues from its last checkpoint"
+        ) from error
 
 
 def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict[str, float]]:
@@ -278,11 +321,6 @@ def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict
         variable: {metric: values[j] for metric, values in columns.items() if math.isfinite(values[j])}
         for j, variable in enumerate(variables)
     }
-
-
-def _weights_sha256(module: L.LightningModule) -> dict[str, str]:
-    """Sums of the files of weights that parts of a method were made from."""
-    return {name: sha256 for part in module.modules() for name, sha256 in getattr(part, "weights_sha256", {}).items()}
 
 
 def is_trained(module: L.LightningModule) -> bool:
@@ -319,7 +357,8 @@ def _trainer(
             "default_root_dir": str(folder),
             "logger": logger or False,
             "callbacks": callbacks,
-            "plugins": [AtomicCheckpointIO()],
+            # Lightning's own requeue saves inside a signal's handler, and any later job there would find its file.
+            "plugins": [AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if slurm.is_step() else [])],
             "use_distributed_sampler": False,  # the DataModule shards without padding
             "enable_checkpointing": not dry_run,
             "enable_progress_bar": progress,
@@ -343,58 +382,6 @@ def _score_baseline(
     metrics = _metrics(data, dry_run)
     trainer = _trainer(experiment.config["trainer"], folder, None, [metrics], dry_run)
     return trainer.test(module, data, verbose=False, weights_only=True)[0]
-
-
-def _logger(experiment: Experiment, folder: Path) -> Logger | None:
-    kind = experiment.config["logger"]
-    if kind == "none":
-        return None
-    if kind == "csv":
-        # Lightning's logger would delete the file of the part of a run that was interrupted.
-        taken = len(list(folder.glob("csv*")))
-        return CSVLogger(str(folder), name="", version=f"csv_{taken + 1}" if taken else "csv")
-    # The id is stored before anything is logged: a run that is started again continues the same W&B run.
-    id_path = folder / "wandb_id"
-    if not id_path.exists() and _is_first_process():
-        _write_text(id_path, secrets.token_hex(4))
-    online = kind == "wandb_online" or _logged_in_to_wandb()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*anonymous.*")
-        logger = WandbLogger(
-            name=f"{experiment.name}/{experiment.variant}/seed{experiment.config['seed']}",
-            save_dir=str(folder),
-            id=id_path.read_text().strip(),
-            resume="allow",
-            project="genpred",
-            job_type=experiment.config["task"],
-            tags=[experiment.method, experiment.dataset, experiment.config["preset"]],
-            offline=not online,
-            settings={"silent": True, "console": "off"},
-        )
-    logger.log_hyperparams(experiment.identity | {"seed": experiment.config["seed"]})
-    return logger
-
-
-def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
-        path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()  # where wandb looks
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _finish_wandb(logger: WandbLogger, results: dict[str, Any]) -> None:
-    import wandb
-
-    summary = logger.experiment.summary
-    summary.update(results["metrics"])
-    summary.update({f"published/{key}": value["mean"] for key, value in results["published"].items()})
-    wandb.finish()
 
 
 def _quieten() -> None:
@@ -438,5 +425,5 @@ def _git_commit() -> str:
 
 def _command(experiment: Experiment) -> str:
     """The command that makes this run again, wherever its folder is."""
-    overrides = [each for each in experiment.overrides if not each.startswith(("force=", "run_root="))]
+    overrides = [each for each in experiment.overrides if not each.startswith(("force=", "run_root=", "group="))]
     return shlex.join(["python", "-m", "experiments.run", experiment.name, *overrides])

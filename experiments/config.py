@@ -27,12 +27,14 @@ SETTINGS = {
     "seed": int,
     "run_root": str,
     "logger": Literal["wandb", "wandb_online", "csv", "none"],
+    "project": str,
+    "group": str | None,
     "force": bool,
     "baselines": list[str],
     "checkpoint": {"every_n_steps": int, "monitor": str | None, "mode": Literal["min", "max"]},
 }
 # What says where and how to run, not what: it neither names the run folder nor has to agree with the stored run.
-NOT_IDENTITY = ("seed", "run_root", "logger", "force")
+NOT_IDENTITY = ("seed", "run_root", "logger", "project", "group", "force")
 
 
 class ConfigError(ValueError):
@@ -249,16 +251,17 @@ def _at(config: Any, place: tuple[str, ...]) -> Any:
     return config
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """One line for each key whose values differ."""
-    left, right = _flat(stored), _flat(wanted)
+    left, right = flattened(stored), flattened(wanted)
     absent = "(absent)"
     return [
         f"{key}: stored {left.get(key, absent)!r}, now {right.get(key, absent)!r}"
@@ -320,10 +323,10 @@ def compose(name: str, overrides: list[str] | None = None) -> Experiment:
         for place, cls in classes.items():
             _at(before, place[:-1])[place[-1]] = defaults_of(cls) | _at(before, place)
 
-    unchanged = _flat(before)
+    unchanged = flattened(before)
     changed = {
         key: value
-        for key, value in _flat(command_line).items()
+        for key, value in flattened(command_line).items()
         if key.split(".")[0] not in NOT_IDENTITY and (key == "preset" or unchanged.get(key) != value)
     }
     if changed.get("preset") == layers[0][1]["preset"]:

@@ -3,11 +3,12 @@
 import argparse
 import sys
 
+from experiments import slurm
 from experiments.config import ConfigError, compose, experiments
 
 USAGE = """key=value sets any argument of the method (model.*), of the data set (data.*) or of Lightning's Trainer
-(trainer.*), and seed, preset (paper | plus), run_root, logger (wandb | wandb_online | csv | none), force. A key may
-stand without its prefix where only one of them knows it: evaluation=published, latent_dim=64."""
+(trainer.*), and seed, preset (paper | plus), run_root, logger (wandb | wandb_online | csv | none), project and group of
+W&B, force. A key may stand without its prefix where only one of them knows it: evaluation=published, latent_dim=64."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,9 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0, or 2 where the configuration or the data cannot be used, with one line on standard error.
+        The exit status: 0; 2, with one line on standard error, where the configuration or the data cannot be used,
+        room or memory is lacking, or the run diverges;
+        128 and the number of a signal that stopped the run (see `experiments.slurm.stoppable`).
     """
-    arguments = _parser().parse_intermixed_args(argv)
+    return slurm.stoppable(lambda: _run(_parser().parse_intermixed_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         experiment = compose(arguments.name, arguments.overrides)
         if arguments.print_only:

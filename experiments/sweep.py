@@ -5,9 +5,12 @@ python -m experiments.sweep table2 --list               a line for each: index, 
 python -m experiments.sweep table2 --index 3            run one cell here, such as one task of a SLURM array
 python -m experiments.sweep table2 --local --jobs 2     run every cell that is not finished, two at a time
 python -m experiments.sweep table2 --status             what is done, running, failed, unfinished, missing
+python -m experiments.sweep table2 --array              the numbers of the cells to run, as sbatch --array takes them
+python -m experiments.sweep table2 --wandb              the same cells as a sweep of W&B, for ``wandb sweep``
 
-Further key=value, such as run_root=... or logger=csv, are laid over every cell. A cell that fails leaves its output and
-traceback in its run folder, in ``failed.txt``, until it succeeds; one that was cut off continues from its checkpoint.
+Further key=value, such as run_root=... or logger=csv, are laid over every cell; group=..., by which W&B groups runs, is
+the sweep's name unless given. A cell that fails leaves its output and traceback in its run folder, in ``failed.txt``,
+until it succeeds; one that was cut off continues from its checkpoint.
 
 A sweep is ``sweeps/<name>.yaml``, a list of blocks. A block is the product of its ``methods``, ``datasets``, ``seeds``,
 ``variants`` (each the overrides of one variant, as on the command line; "" is none) and ``grid`` (values for each key),
@@ -37,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from experiments import slurm
 from experiments.config import ConfigError, Experiment, check, compose, config_hash, nearest, split_name
 
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -189,7 +193,7 @@ def resolve(name: str, overrides: list[str] | None = None) -> list[tuple[Cell, E
     owners: dict[Path, Cell] = {}
     for cell in cells(name):
         try:
-            experiment = compose(cell.experiment, [*cell.arguments[1:], *(overrides or [])])
+            experiment = compose(cell.experiment, [*cell.arguments[1:], f"group={name}", *(overrides or [])])
         except ConfigError as error:
             raise ConfigError(f"sweep {name}, cell {cell.index} ({cell}): {error}") from error
         owner = owners.setdefault(experiment.folder, cell)
@@ -197,6 +201,27 @@ def resolve(name: str, overrides: list[str] | None = None) -> list[tuple[Cell, E
             raise ConfigError(f"sweep {name}: cells {owner.index} and {cell.index} are one run, {experiment.folder}")
         resolved.append((cell, experiment))
     return resolved
+
+
+def wandb_sweep(name: str, resolved: list[tuple[Cell, Experiment]], overrides: list[str]) -> str:
+    """A sweep of W&B that runs each cell once, as YAML: an agent calls ``experiments.sweep NAME --index=K``.
+
+    Args:
+        name: of the sweep.
+        resolved: from `resolve`.
+        overrides: key=value, laid over every cell.
+    """
+    import yaml
+
+    definition = {
+        "name": name,
+        "project": resolved[0][1].config["project"],
+        "method": "grid",
+        "program": "experiments/sweep.py",
+        "command": ["${env}", "${interpreter}", "-m", "experiments.sweep", name, *overrides, "${args}"],
+        "parameters": {"index": {"values": [cell.index for cell, _ in resolved]}},  # numbers, so that exclusions hold
+    }
+    return yaml.safe_dump(definition, sort_keys=False, allow_unicode=True)
 
 
 def is_running(folder: Path) -> bool:
@@ -427,6 +452,23 @@ def _print_status(resolved: list[tuple[Cell, Experiment]]) -> None:
         print(STATES_NOTE)
 
 
+def _array(resolved: list[tuple[Cell, Experiment]]) -> str:
+    """Numbers of the cells to run, neighbours joined: "0-3,7"; empty where nothing is left to do."""
+    indices = [cell.index for cell, experiment in resolved if state(experiment) not in ("done", "running")]
+    return ",".join("-".join(map(str, span)) for span in spans(indices))
+
+
+def spans(numbers: list[int]) -> list[list[int]]:
+    """Runs of neighbours among numbers, in order: first and last of each, or the only one."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
@@ -442,7 +484,10 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--index", type=int, metavar="K", help="run cell K in this process")
     mode.add_argument("--local", action="store_true", help="run all unfinished cells on this machine")
     mode.add_argument("--status", action="store_true", help="print how far each cell is")
+    mode.add_argument("--array", action="store_true", help="print the cells neither done nor running: 0-3,7")
+    mode.add_argument("--wandb", action="store_true", help="print the definition of the same sweep for W&B, as YAML")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="with --local: cells at a time (default: 1)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="with --wandb: write to a file")
     return parser
 
 
@@ -454,20 +499,30 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 where a cell failed under ``--local``; 2, with one line on standard error, where something
-        is wrong with the sweep or an override; 130 after Ctrl-C.
+        is wrong with the sweep or an override; 130 after Ctrl-C; 128 and the number of a signal that stopped the run
+        (see `experiments.slurm.stoppable`).
     """
-    arguments = _parser().parse_intermixed_args(argv)
+    return slurm.stoppable(lambda: _main(_parser().parse_intermixed_args(argv)))
+
+
+def _main(arguments: argparse.Namespace) -> int:
     try:
         if arguments.count:
             print(len(cells(arguments.name)))
             return 0
         if arguments.jobs < 1:
             raise ConfigError(f"--jobs {arguments.jobs}: at least one cell runs at a time")
+        if arguments.output and not arguments.wandb:
+            raise ConfigError(f"--output {arguments.output}: only --wandb writes a file; leave it out")
         resolved = resolve(arguments.name, arguments.overrides)
         if arguments.list:
             _print_list(resolved)
         elif arguments.status:
             _print_status(resolved)
+        elif arguments.array:
+            print(_array(resolved))
+        elif arguments.wandb:
+            tell(wandb_sweep(arguments.name, resolved, arguments.overrides), arguments.output)
         elif arguments.local:
             return _local(arguments.name, resolved, arguments.jobs)
         elif 0 <= arguments.index < len(resolved):
@@ -478,6 +533,24 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def tell(text: str, path: Path | None) -> None:
+    """Print a text, or write it to a file.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from callbacks.files import whole_file
+
+    if path is None:
+        print(text, end="")
+        return
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --output") from error
 
 
 def _local(name: str, resolved: list[tuple[Cell, Experiment]], jobs: int) -> int:

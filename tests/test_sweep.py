@@ -282,7 +282,8 @@ def test_a_failure_is_kept_until_the_cell_succeeds_and_stops_no_other(stand_in, 
     assert captured.err == "small: 2 failed: 0, 2\n" or captured.err == "small: 2 failed: 2, 0\n"
     kept = (stand_in.folder(0) / "failed.txt").read_text()
     command, how, *output = kept.splitlines()
-    assert command == shlex.join(["python", "-m", "experiments.run", "mean_digits", "seed=0", *stand_in.overrides])
+    overrides = ["seed=0", "group=small", *stand_in.overrides]
+    assert command == shlex.join(["python", "-m", "experiments.run", "mean_digits", *overrides])
     assert how == "exit status 1"
     assert "some output" in output
     assert "Traceback (most recent call last):" in output

@@ -89,17 +89,17 @@ def test_names_and_content_over_training_and_resumes(tmp_path):
 
     second = trainer(tmp_path, 3)
     second.fit(Fit(scores), ckpt_path=latest_checkpoint(tmp_path), weights_only=True)
-    assert steps(tmp_path) == {"best.ckpt": 10, "last.ckpt": 15}
+    assert steps(tmp_path) == {"best.ckpt": 10, "last.ckpt": 15, "previous.ckpt": 12}
     assert second.checkpoint_callback.best_model_score == 1.0
 
     third = trainer(tmp_path, 3)  # nothing is left to do
     third.fit(Fit(scores), ckpt_path=latest_checkpoint(tmp_path), weights_only=True)
     assert third.global_step == 15
-    assert steps(tmp_path) == {"best.ckpt": 10, "last.ckpt": 15}
+    assert steps(tmp_path) == {"best.ckpt": 10, "last.ckpt": 15, "previous.ckpt": 12}
 
     fourth = trainer(tmp_path, 4)
     fourth.fit(Fit(scores), ckpt_path=latest_checkpoint(tmp_path), weights_only=True)
-    assert steps(tmp_path) == {"best.ckpt": 20, "last.ckpt": 20}
+    assert steps(tmp_path) == {"best.ckpt": 20, "last.ckpt": 20, "previous.ckpt": 20}
     assert Path(fourth.checkpoint_callback.best_model_path).name == "best.ckpt"
     assert fourth.checkpoint_callback.best_model_score == 0.5
 
@@ -120,7 +120,7 @@ def test_training_in_two_parts_ends_where_one_does(tmp_path):
 
 def test_without_a_monitor_there_is_only_the_last(tmp_path):
     trainer(tmp_path, 1, monitor=None).fit(Fit([1.0]))
-    assert steps(tmp_path) == {"last.ckpt": 5}
+    assert steps(tmp_path) == {"last.ckpt": 5, "previous.ckpt": 4}
     with pytest.raises(ValueError, match="every_n_steps is 0"):
         checkpoint_callbacks(tmp_path, 0, None, "min")
 
@@ -165,19 +165,103 @@ def test_killed_in_the_middle_leaves_the_previous_whole(tmp_path):
     assert steps(tmp_path) == {"last.ckpt": 3}  # the partial file is gone, too
 
 
-def test_latest_is_the_readable_one_with_most_steps(tmp_path, caplog):
+def test_latest_is_the_readable_one_with_most_steps_whatever_the_clock_says(tmp_path, caplog):
     assert latest_checkpoint(tmp_path / "nowhere") is None
     assert latest_checkpoint(tmp_path) is None
-    last, preempt = tmp_path / "last.ckpt", tmp_path / "preempt.ckpt"
-    save(preempt, 30)
-    save(last, 20, size=1000)
-    os.utime(preempt, (1, 1))
+    last, preempt, previous = (tmp_path / f"{name}.ckpt" for name in ("last", "preempt", "previous"))
+    for path, step, time in ((previous, 10, 3), (last, 20, 2), (preempt, 30, 1)):  # the clock was set back
+        save(path, step)
+        os.utime(path, (time, time))
     assert latest_checkpoint(tmp_path) == preempt
+    save(last, 30)
+    assert latest_checkpoint(tmp_path) == last
+    assert caplog.text == ""
+    save(last, 20)
     preempt.write_bytes(preempt.read_bytes()[:-100])
     assert latest_checkpoint(tmp_path) == last
     assert "preempt.ckpt is passed over" in caplog.text
+    assert "the run goes on from step 20, last.ckpt" in caplog.text
     last.write_bytes(b"")
+    assert latest_checkpoint(tmp_path) == previous
+    torch.save([1], previous)
     assert latest_checkpoint(tmp_path) is None
+    assert "the run goes on from its beginning" in caplog.text
+
+
+def test_the_last_becomes_the_previous_unless_it_may_be_damaged(tmp_path):
+    last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
+    first = AtomicCheckpointIO()
+    for step in (1, 2, 3):
+        for path in (last, best):
+            first.save_checkpoint({"global_step": step}, path)
+    assert steps(tmp_path) == {"last.ckpt": 3, "previous.ckpt": 2, "best.ckpt": 3}
+
+    last.write_bytes(b"damaged")
+    second = AtomicCheckpointIO()
+    with pytest.raises(ValueError, match="damaged"):
+        second.load_checkpoint(last)
+    second.load_checkpoint(previous)
+    second.save_checkpoint({"global_step": 4}, last)  # previous.ckpt is the only good one until this is written
+    assert steps(tmp_path) == {"last.ckpt": 4, "previous.ckpt": 2, "best.ckpt": 3}
+
+    third = AtomicCheckpointIO()
+    third.load_checkpoint(last)
+    third.save_checkpoint({"global_step": 5}, last)
+    assert steps(tmp_path) == {"last.ckpt": 5, "previous.ckpt": 4, "best.ckpt": 3}
+
+
+def test_at_every_moment_of_a_write_there_is_a_whole_checkpoint(tmp_path, monkeypatch):
+    writer, found = AtomicCheckpointIO(), []
+    writer.save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
+    for name in ("replace", "fsync"):
+        original = getattr(os, name)
+
+        def watched(*arguments, original=original):
+            found.append(steps_of_latest(tmp_path))
+            original(*arguments)
+            found.append(steps_of_latest(tmp_path))
+
+        monkeypatch.setattr(os, name, watched)
+    writer.save_checkpoint({"global_step": 2}, tmp_path / "last.ckpt")
+    assert found == [1, 1, 1, 1, 1, 2, 2, 2]  # the file reaches the disk, two names change, the folder reaches it
+
+
+def steps_of_latest(folder):
+    return torch.load(latest_checkpoint(folder), weights_only=True)["global_step"]
+
+
+def test_every_flipped_bit_is_seen_or_harmless(tmp_path):
+    """Flips one bit of each fourth byte of a checkpoint; `torch.load` gives back other numbers for many of them."""
+    path, generator = tmp_path / "last.ckpt", torch.Generator().manual_seed(0)
+    weights = torch.randn(20, generator=generator)
+    torch.save({"global_step": 3, "weights": weights, "rate": 0.1}, path)
+    whole, refused, unseen = path.read_bytes(), 0, 0
+    bits = torch.randint(8, (len(whole),), generator=generator).tolist()
+    for place, bit in list(enumerate(bits))[::4]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            read = AtomicCheckpointIO().load_checkpoint(path)
+        except ValueError as error:
+            assert "last.ckpt is damaged" in str(error)  # noqa: PT017 (some bytes are padding)
+            refused += 1
+            continue
+        assert torch.equal(read.pop("weights"), weights)
+        assert read == {"global_step": 3, "rate": 0.1}
+        unseen += 1
+    assert refused > unseen > 0
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+            AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_checkpoint_is_not_given_up_for_want_of_memory(tmp_path, monkeypatch):
+    save(tmp_path / "last.ckpt", 1)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**15))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        latest_checkpoint(tmp_path)
 
 
 def test_nothing_but_plain_values_is_read(tmp_path):

@@ -81,7 +81,7 @@ def test_after_the_test_one_is_drawn_and_handed_to_a_logger_of_images(tmp_path):
     before = torch.get_rng_state()
     grid.on_test_end(made(logger=logger), module)
     assert torch.equal(before, torch.get_rng_state())
-    assert handed == [("samples", [str(tmp_path / "samples.png")])]
+    assert handed == [("figures/samples", [str(tmp_path / "samples.png")])]
     assert pixels(tmp_path / "samples.png").shape == (16, 24, 3)
 
 

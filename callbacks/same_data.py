@@ -1,0 +1,42 @@
+"""A run that is continued has the data that it began with."""
+
+from typing import Any
+
+import lightning as L
+
+
+class SameData(L.Callback):
+    """Keeps the sums of the data, and of the weights that parts of the method were made from, in the checkpoints.
+
+    Attributes:
+        sums: SHA-256 by the name of each file; known when the data are.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, str] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the sums when training or testing begins."""
+        if not self.sums:
+            weights = [getattr(part, "weights_sha256", {}) for part in pl_module.modules()]
+            self.sums = dict(trainer.datamodule.data_sha256)
+            for each in weights:
+                self.sums |= each
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the sums of a checkpoint with those of today.
+
+        Raises:
+            ValueError: they differ; it names what was changed.
+        """
+        before = state_dict["sums"]
+        changed = [name for name in sorted(before.keys() | self.sums.keys()) if before.get(name) != self.sums.get(name)]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} changed since this run began: put the old data back, or start over with "
+                "force=true"
+            )

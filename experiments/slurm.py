@@ -1,0 +1,139 @@
+"""What a run has to do with SLURM: whether it got what it wants, and how it goes on in another job."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from callbacks import signals
+from experiments.config import ConfigError, Experiment
+
+MAX_REQUEUES = 20
+SECONDS_FOR_OTHERS = 30.0  # after which a rank no longer relies on rank 0
+SECONDS_TO_BE_ENDED = 300.0
+
+
+def restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def is_step() -> bool:
+    """Whether srun has started this process."""
+    return "SLURM_STEP_ID" in os.environ
+
+
+def check_resources(experiment: Experiment) -> None:
+    """Compare what the Trainer wants with what SLURM gave, before anybody waits for a process that never comes.
+
+    Args:
+        experiment: from `experiments.config.compose`.
+
+    Raises:
+        ConfigError: they differ, or srun is missing, or the job's name hides SLURM from Lightning.
+    """
+    if "SLURM_JOB_ID" not in os.environ or not os.environ.get("SLURM_NTASKS"):
+        return  # no SLURM; a shell of salloc without tasks
+    tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES") or 1)
+    if not is_step():
+        if tasks > 1:
+            raise ConfigError(
+                f"SLURM gave this job {tasks} tasks, but srun has not started this process, which would wait for the "
+                "others for ever: put srun before python"
+            )
+        return
+    name = os.environ.get("SLURM_JOB_NAME")
+    if tasks > 1 and name in ("bash", "interactive"):
+        raise ConfigError(
+            f"the job is called '{name}', by which Lightning tells a job that is no concern of SLURM's, and its "
+            f"{tasks} tasks would each train alone: choose another name with --job-name"
+        )
+    if tasks > 1 and experiment.config["force"]:
+        raise ConfigError(
+            f"force=true with {tasks} tasks: the others could meet what the first is about to remove; remove "
+            f"{experiment.folder} beforehand instead"
+        )
+    trainer = experiment.config["trainer"]
+    wanted_nodes = trainer.get("num_nodes", 1)
+    if wanted_nodes != nodes:
+        raise ConfigError(
+            f"trainer.num_nodes={wanted_nodes}, but SLURM gave {nodes} node(s): set trainer.num_nodes={nodes}, or ask "
+            f"for --nodes={wanted_nodes}"
+        )
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str | list) or devices < 0:  # "auto", a list of indices, -1 for all
+        return
+    if devices * nodes != tasks:
+        raise ConfigError(
+            f"trainer.devices={devices} on {nodes} node(s), but SLURM started {tasks} task(s), and every device takes "
+            f"one: set trainer.devices={max(1, tasks // nodes)}, or ask for --ntasks-per-node={devices}"
+        )
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(
+            f"{tasks} tasks were asked for with --ntasks, which may spread them unevenly: ask with "
+            f"--ntasks-per-node={devices}"
+        )
+
+
+def stoppable(function: Callable[[], int]) -> int:
+    """Call the body of a command, which signals may stop from now on; what asked for a requeue gets it.
+
+    USR1 and USR2 (``--signal``, before time runs out) requeue the job, this element of its array alone, at most
+    ``GENPRED_MAX_REQUEUES`` times (default 20). After TERM it is SLURM who knows whether the job is to come again.
+    Training saves its state first (`callbacks.preemption`); whatever else runs is left at once, and done again.
+
+    Args:
+        function: what to run; its result is the exit status. To be called before what takes long to import.
+
+    Returns:
+        The exit status; that of a stopped run is 128 and the signal's number, as a shell gives it.
+    """
+    with signals.listening():
+        try:
+            return function()
+        except signals.Stopped as stopped:
+            return _leave(stopped.number)
+        except Exception:  # such as of a loader's worker, which the cluster has signalled, too
+            if (number := signals.received()) is None:
+                raise
+            traceback.print_exc()
+            return _leave(number)
+
+
+def _leave(number: int) -> int:
+    name = signal.Signals(number).name
+    if number not in signals.REQUEUE or not is_step():
+        print(f"stopped by {name}; the same command continues", file=sys.stderr)
+        return 128 + number
+    bound = int(os.environ.get("GENPRED_MAX_REQUEUES") or MAX_REQUEUES)
+    if restarts() >= bound:
+        print(
+            f"stopped by {name}, and not requeued, since the job has been {restarts()} times; submit it again to "
+            "continue, or raise GENPRED_MAX_REQUEUES",
+            file=sys.stderr,
+        )
+        return 128 + number
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which SLURM ends what it requeues
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        time.sleep(SECONDS_FOR_OTHERS)  # rank 0 may hang in a collective that will never be
+    print(f"stopped by {name}; requeued", file=sys.stderr, flush=True)
+    if not _requeue():
+        return 128 + number
+    time.sleep(SECONDS_TO_BE_ENDED)  # an exit status now would be taken for the job's end
+    return 128 + number
+
+
+def _requeue() -> bool:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    if shutil.which("scontrol") is None:
+        print("error: scontrol is not on PATH, the job cannot requeue itself; submit it again", file=sys.stderr)
+        return False
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode:
+        print(f"error: scontrol requeue {job}: {done.stderr.strip()}; submit the job again", file=sys.stderr)
+    return done.returncode == 0

@@ -1,0 +1,139 @@
+"""A SLURM of one's own on this machine: a controller and two virtual nodes, without systemd, munge or accounting."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+AuthType=auth/none
+CredType=cred/none
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+ReturnToService=2
+KillWait=30
+NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here, if it cannot."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed (Debian: slurmctld slurmd slurm-client)"
+    return None if os.geteuid() == 0 else "the daemons want to be root"
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not so after {seconds} s")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster."""
+
+    environment: dict[str, str]
+
+    def call(self, *command: str, cwd: Path | None = None) -> str:
+        """Standard output of a command that knows the cluster."""
+        done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, *arguments: str, cwd: Path) -> str:
+        """Submit a batch script; its job's number."""
+        return self.call("sbatch", "--parsable", *arguments, cwd=cwd)
+
+    def state(self, job: str) -> str:
+        """A job's state, as scontrol spells it."""
+        return self.facts(job)["JobState"]
+
+    def facts(self, job: str) -> dict[str, str]:
+        """What scontrol knows of a job or of an element of an array (42_3)."""
+        return dict(pair.partition("=")[::2] for pair in self.call("scontrol", "show", "job", "-o", job).split())
+
+    def wait(self, *jobs: str, seconds: float = 120.0) -> list[str]:
+        """Wait until jobs have ended; their states."""
+        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        wait_for(lambda: all(self.state(job) in ended for job in jobs), f"the end of {jobs}", seconds)
+        return [self.state(job) for job in jobs]
+
+    def restart_now(self, job: str) -> None:
+        """Start a requeued job at once; SLURM lets two minutes pass."""
+        wait_for(lambda: self.state(job) in ("PENDING", "REQUEUED") and self.facts(job)["Restarts"] != "0", "requeue")
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Start a cluster whose files lie in a folder; stop it in the end."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    host = socket.gethostname().split(".")[0]
+    configuration = folder / "slurm.conf"
+    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, ports=ports))
+    for name in ("state", "spool-node0", "spool-node1"):
+        (folder / name).mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+    environment["SLURM_CONF"] = str(configuration)
+    environment["PATH"] += ":/usr/sbin:/sbin"
+    commands = [["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c", "-N", "node0"], ["slurmd", "-D", "-c", "-N", "node1"]]
+    daemons = []
+    ours = Cluster(environment)
+    try:
+        for command in commands:
+            with (folder / "daemons.log").open("a") as log:
+                daemons.append(
+                    subprocess.Popen([*command, "-f", str(configuration)], env=environment, stdout=log, stderr=log)
+                )
+        wait_for(lambda: _is_idle(ours), "idle nodes", 30)
+        yield ours
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=environment, timeout=30, check=False)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+
+def _is_idle(ours: Cluster) -> bool:
+    done = subprocess.run(["sinfo", "-h", "-o", "%T"], env=ours.environment, capture_output=True, text=True)
+    return done.returncode == 0 and done.stdout.split() == ["idle"]

@@ -1,0 +1,209 @@
+"""The scripts of slurm/ on a real SLURM: arrays, several tasks and nodes, preemption, failures."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+import torch
+from slurm_cluster import wait_for
+
+from experiments import slurm
+from experiments.config import ConfigError, compose
+
+ROOT = Path(__file__).parents[1]
+# 1,000 rows in batches of 10 are epochs of 100 steps; the re-masking draws random numbers while training.
+LONG = [
+    "gpvae_digits", "data.train_rows=1000", "data.batch_size=10", "data.validation_rows=12",
+    "data.sequences_per_digit=1", "data.test_rows=55", "data.evaluation_batch_size=55", "trainer.max_steps=450",
+    "trainer.check_val_every_n_epoch=1", "baselines=[]", "checkpoint.every_n_steps=40", "logger=csv",
+]  # fmt: skip
+SHORT = [*LONG, "trainer.max_steps=8"]
+RESOURCES = ["--gpus-per-node=0", "--mem=2G", "--cpus-per-task=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="module")
+def slurm_here(folder):
+    if reason := slurm_cluster.why_not():
+        pytest.skip(reason)
+    os.environ["GENPRED_PYTHON"] = sys.executable
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["MASTER_ADDR"] = "127.0.0.1"  # the names of virtual nodes are no addresses
+    (folder / "cluster").mkdir()
+    with slurm_cluster.cluster(folder / "cluster") as ours:
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    """What LONG comes to in one process that nothing stops."""
+    command = [sys.executable, "-m", "experiments.run", *LONG, f"run_root={folder / 'alone'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    return compose(LONG[0], [*LONG[1:], f"run_root={folder / 'alone'}"]).folder
+
+
+def arguments(folder, name, experiment=LONG):
+    root = folder / name
+    return compose(experiment[0], [*experiment[1:], f"run_root={root}"]).folder, [*experiment, f"run_root={root}"]
+
+
+def train(ours, folder, run, *options):
+    output = f"--output={folder / 'job-%j.txt'}"
+    return ours.submit(*RESOURCES, output, *options, "slurm/train.sbatch", *run, cwd=ROOT)
+
+
+def assert_equal_runs(folder, expected):
+    ours, theirs = (json.loads((each / "results.json").read_text()) for each in (folder, expected))
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["steps"] == theirs["steps"] == 450
+    weights = [torch.load(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (folder, expected)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+
+
+def python_processes(argument):
+    """Numbers of the Python processes with an argument on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode().split("\0")
+            if argument in words and words[1:3] == ["-m", "experiments.run"]:
+                found.append(int(path.parent.name))
+    assert found
+    return found
+
+
+def in_mid_epoch(folder):
+    """Whether a run has begun its second epoch and is not near the end of it."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    try:
+        return 100 <= torch.load(checkpoint)["global_step"] <= 240
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_sweep_is_an_array_of_its_unfinished_cells(slurm_here, folder):
+    short = ["data.sequences_per_digit=1", "data.test_rows=55", "trainer.max_steps=4", "data.train_rows=40"]
+    short += ["baselines=[]", "logger=none", f"run_root={folder / 'sweep'}"]
+    output = f"--output={folder / 'sweep-%A_%a.txt'}"
+    broken = compose("forward_digits", [*short, "group=digits"]).folder
+    (broken / "config.yaml").mkdir(parents=True)  # this cell fails
+    (folder / "slurm").symlink_to(ROOT / "slurm")  # the array that it submits writes into the working folder
+    job = slurm_here.submit(*RESOURCES, output, "slurm/sweep.sbatch", "digits", *short, cwd=folder)
+    assert slurm_here.wait(job) == ["COMPLETED"]
+    told = next(folder.glob(f"sweep-{job}_*.txt")).read_text()
+    array = re.search(r"Submitted batch job (\d+)", told)[1]
+    states = slurm_here.wait(*(f"{array}_{index}" for index in range(4)))
+    assert states == ["COMPLETED", "FAILED", "COMPLETED", "COMPLETED"]
+    assert "Traceback" in (broken / "failed.txt").read_text()
+    assert len(list((folder / "sweep").rglob("results.json"))) == 3
+    command = [sys.executable, "-m", "experiments.sweep", "digits", "--array", *short]
+    left = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+    assert left.stdout == "1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 1)])
+def test_two_tasks_train_as_one(nodes, tasks, slurm_here, folder):
+    # The script adds the world, and this experiment's strategy, to the overrides.
+    world = [f"trainer.devices={tasks}", f"trainer.num_nodes={nodes}", "trainer.strategy=ddp"]
+    its_folder, _ = arguments(folder, "two", [SHORT[0], *world, *SHORT[1:]])
+    run = [*SHORT, f"run_root={folder / 'two'}"]
+    job = train(slurm_here, folder, run, f"--nodes={nodes}", f"--ntasks-per-node={tasks}")
+    assert slurm_here.wait(job) == ["COMPLETED"], (folder / f"job-{job}.txt").read_text()
+    results = json.loads((its_folder / "results.json").read_text())
+    assert (results["world_size"], results["steps"]) == (2, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["USR1", "requeue"])
+def test_a_preempted_job_goes_on_as_if_nothing_had_been(how, slurm_here, folder, uninterrupted):
+    its_folder, run = arguments(folder, how)
+    job = train(slurm_here, folder, run)
+    wait_for(lambda: in_mid_epoch(its_folder), "the second epoch")
+    if how == "USR1":
+        slurm_here.call("scancel", "--signal=USR1", job)
+    else:
+        slurm_here.call("scontrol", "requeue", job)
+    slurm_here.restart_now(job)
+    saved = torch.load(its_folder / "checkpoints" / "preempt.ckpt")["global_step"]
+    assert 100 < saved < 450
+    assert saved % 40
+    assert slurm_here.wait(job) == ["COMPLETED"]
+    assert slurm_here.facts(job)["Restarts"] == "1"
+    log = (its_folder / "log.txt").read_text()
+    assert log.count("continuing from") == 1
+    assert "preempt.ckpt" in log
+    assert_equal_runs(its_folder, uninterrupted)
+    assert not (its_folder / "checkpoints" / "preempt.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_when_it_is_submitted_again(slurm_here, folder, uninterrupted):
+    its_folder, run = arguments(folder, "KILL")
+    job = train(slurm_here, folder, run)
+    wait_for(lambda: in_mid_epoch(its_folder), "the second epoch")
+    for process in python_processes(run[-1]):
+        os.kill(process, signal.SIGKILL)  # scancel would cancel the job as well
+    assert slurm_here.wait(job) == ["FAILED"]
+    again = train(slurm_here, folder, run)
+    assert slurm_here.wait(again) == ["COMPLETED"]
+    assert_equal_runs(its_folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_preempted_ranks_stop_at_one_step_and_the_right_element_comes_again(slurm_here, folder):
+    world = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+    options = [*RESOURCES, "--array=3", "--ntasks-per-node=2", f"--output={folder / 'array-%A_%a.txt'}"]
+    folders, jobs = [], []
+    for name in ("array", "array undisturbed"):
+        its_folder, run = arguments(folder, name, [*LONG, *world])
+        folders.append(its_folder)
+        jobs.append(f"{slurm_here.submit(*options, 'slurm/sweep.sbatch', 'digits', *run[1:], cwd=ROOT)}_3")
+    wait_for(lambda: in_mid_epoch(folders[0]), "the second epoch")
+    slurm_here.call("scancel", "--signal=USR1", jobs[0])
+    slurm_here.restart_now(jobs[0])
+    assert torch.load(folders[0] / "checkpoints" / "preempt.ckpt")["global_step"] % 10 == 0
+    assert slurm_here.wait(*jobs) == ["COMPLETED", "COMPLETED"]
+    assert [slurm_here.facts(job)["Restarts"] for job in jobs] == ["1", "0"]
+    assert_equal_runs(*folders)
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "message"),
+    [
+        ({"SLURM_STEP_ID": None}, [], "put srun before python"),
+        ({"SLURM_JOB_NAME": "bash"}, [], "choose another name with --job-name"),
+        ({}, ["trainer.devices=2", "trainer.num_nodes=2"], "set trainer.num_nodes=1, or ask for --nodes=2"),
+        ({}, ["trainer.devices=4"], "set trainer.devices=2, or ask for --ntasks-per-node=4"),
+        ({}, [], "set trainer.devices=2, or ask for --ntasks-per-node=1"),
+        ({"SLURM_NTASKS_PER_NODE": None}, ["trainer.devices=2"], "ask with --ntasks-per-node=2"),
+        ({}, ["trainer.devices=2", "force=true"], "remove runs/mean_digits"),
+    ],
+)
+def test_what_slurm_did_not_give_is_told_in_a_line(variables, overrides, message, monkeypatch):
+    given = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "genpred", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+    given |= {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    for name, value in (given | variables).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        slurm.check_resources(compose("mean_digits", overrides))
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    slurm.check_resources(compose("mean_digits", ["trainer.devices=2"]))
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    slurm.check_resources(compose("mean_digits"))
+    for name in given:
+        monkeypatch.delenv(name)
+    slurm.check_resources(compose("mean_digits", ["trainer.devices=8"]))
