@@ -20,6 +20,8 @@ class FiniteGradients(L.Callback):
     written by a kernel that depends on the flag, the counts live there too, and the host reads them once in
     ``max_consecutive`` steps (it notices a failure at most that much later). On the CPU it reads them at each step.
 
+    Each optimizer has a row of its own: one whose steps are good does not hide another that has failed.
+
     ``train/skipped_steps`` is logged, and a warning written, whenever a read finds new ones.
 
     Args:
@@ -34,12 +36,10 @@ class FiniteGradients(L.Callback):
             raise ValueError(f"max_consecutive is {max_consecutive}: a run ends after 1 dropped step or more")
         self.max_consecutive = max_consecutive
         self.skipped_steps = 0  # as of the last read
-        self._counts = torch.zeros(3, dtype=torch.int64)  # dropped: in all, in the present row, in the longest row
+        self._skipped_before = 0  # in the part of the run that a resume continues
+        # By the optimizer, on its device: [3] int64, dropped in all, in the present row, in the longest row.
+        self._counts: dict[int, Tensor] = {}
         self._calls = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count where the gradients are."""
-        self._counts = self._counts.to(pl_module.device)
 
     @torch.no_grad()
     def on_before_optimizer_step(
@@ -50,7 +50,7 @@ class FiniteGradients(L.Callback):
         if not gradients:
             return
         bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # []
-        self._count(bad)
+        self._count(id(optimizer), bad)
         self._calls += 1
         no_wait = bad.device.type == "cpu"
         if no_wait or self._calls % self.max_consecutive == 0:
@@ -60,12 +60,21 @@ class FiniteGradients(L.Callback):
         for gradient in gradients:
             gradient.masked_fill_(bad, 0.0)  # a product would not do: NaN times 0 is NaN
 
-    def _count(self, bad: Tensor) -> None:
-        row = (self._counts[1] + 1) * bad
-        self._counts = torch.stack([self._counts[0] + bad, row, torch.maximum(self._counts[2], row)])
+    def _count(self, optimizer: int, bad: Tensor) -> None:
+        dropped, row, longest = self._counts.get(optimizer, torch.zeros(3, dtype=torch.int64, device=bad.device))
+        row = (row + 1) * bad
+        self._counts[optimizer] = torch.stack([dropped + bad, row, torch.maximum(longest, row)])
+
+    @property
+    def _totals(self) -> tuple[int, int]:
+        """Dropped in all, and in the longest row of any optimizer; waits for the device."""
+        if not self._counts:
+            return self._skipped_before, 0
+        dropped, _, longest = torch.stack(list(self._counts.values())).T.tolist()
+        return self._skipped_before + sum(dropped), max(longest)
 
     def _read(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        skipped, _, longest = self._counts.tolist()
+        skipped, longest = self._totals
         if skipped > self.skipped_steps:
             log.warning(
                 "gradients were not finite: %d step(s) dropped by step %d, %d in all",
@@ -105,9 +114,9 @@ class FiniteGradients(L.Callback):
 
     def state_dict(self) -> dict[str, int]:
         """The number of dropped steps, which a resumed run adds to."""
-        return {"skipped_steps": int(self._counts[0])}
+        return {"skipped_steps": self._totals[0]}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting; a row of dropped steps starts anew."""
-        self.skipped_steps = state_dict["skipped_steps"]
-        self._counts = torch.tensor([self.skipped_steps, 0, 0])
+        self.skipped_steps = self._skipped_before = state_dict["skipped_steps"]
+        self._counts = {}

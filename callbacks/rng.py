@@ -63,7 +63,10 @@ def _unpack(packed: dict[str, Any]) -> dict[str, Any]:
 
 
 class RandomState(L.Callback):
-    """Gives training one stream of random numbers, which validation does not touch and a resume continues.
+    """Gives each rank a stream of random numbers for training, which validation does not touch and a resume continues.
+
+    All ranks are seeded alike, so that they build the same module; when training begins, those behind the first go on
+    with a stream of their own, or they would all draw the same noise.
 
     The states of all global generators (torch on the CPU and on this rank's GPU, numpy, Python) are taken when a
     training batch ends and put back when the next one begins, so nothing in between has a say in training: neither a
@@ -74,6 +77,15 @@ class RandomState(L.Callback):
 
     def __init__(self) -> None:
         self._between: dict[str, Any] | None = None  # states at the end of the last training batch, None during one
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the ranks draw apart; a resume then puts back what each of them had."""
+        if trainer.global_rank > 0:
+            # Not the sum of seed and rank: the second rank would then draw what the first one does with the next seed.
+            words = np.random.SeedSequence((torch.initial_seed(), trainer.global_rank)).generate_state(3)
+            torch.manual_seed(int(words[0]))
+            np.random.seed(int(words[1]))  # noqa: NPY002
+            random.seed(int(words[2]))
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Continue where the last training batch ended."""

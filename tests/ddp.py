@@ -18,7 +18,9 @@ import torch.distributed
 def run_in_processes(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
     """Call ``function(*args)`` on every rank of a new process group and give back what each rank returned.
 
-    The function asks `torch.distributed` for its rank. It may be a closure (it is forked); its result is pickled.
+    The function asks `torch.distributed` for its rank. It may be a closure (it is forked); its result is pickled. A
+    Trainer with ``strategy="ddp", devices=world_size`` finds the group made: it starts no processes of its own. One
+    rank alone is a process without a group.
 
     Args:
         world_size: number of ranks.
@@ -68,13 +70,15 @@ def _answer(receiver: Connection, deadline: float) -> tuple[bool, Any]:
 def _run(
     sender: Connection, store: Path, rank: int, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     try:
         answer = (True, function(*args))
     except BaseException:
         answer = (False, traceback.format_exc())
     sender.send_bytes(pickle.dumps(answer))
     sender.close()
-    torch.distributed.destroy_process_group()
+    if world_size > 1:
+        torch.distributed.destroy_process_group()

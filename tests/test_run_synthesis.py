@@ -1,10 +1,8 @@
-"""Whole runs of synthesis through the command line: continued, on two processes, on the published tables."""
+"""Whole runs of synthesis through the command line: continued, on the published tables."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from experiments.run import main
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 FAST = [
     "data.target=income", "max_steps=12", "hidden=[16]", "num_diffusion_steps=10", "sampling_steps=null",
     "data.batch_size=100", "trainer.log_every_n_steps=5", "data.mlp=null", "checkpoint.every_n_steps=5",
@@ -98,27 +95,6 @@ def test_another_table_under_the_name_is_refused(finished, arguments, tmp_path, 
         assert "people.csv changed since this run began" in capsys.readouterr().err
     finally:
         path.write_text(original)
-
-
-@pytest.mark.parametrize(("name", "tables"), [("tabddpm_csv", 3), ("smote_csv", 1)])
-def test_two_processes_score_like_one(name, tables, arguments, tmp_path):
-    """Three tables are shared unevenly; of one table the second process has none."""
-    own = arguments if name == "tabddpm_csv" else [arguments[0], "data.target=income", "data.mlp=null"]
-    own = [*(each for each in own if "_seeds=" not in each), f"sampling_seeds={tables}", "evaluation_seeds=1"]
-    alone, expected = run(tmp_path / "one", name, *own)
-    two = [name, *own, "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
-    two += [f"run_root={tmp_path / 'two'}", "logger=csv"]
-    folder = compose(name, two[1:]).folder
-    if name == "tabddpm_csv":  # the weights of the one process: what is left to do is the test
-        folder.mkdir(parents=True)
-        shutil.copytree(alone / "checkpoints", folder / "checkpoints")
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "experiments.run", *two]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((folder / "results.json").read_text())
-    assert (expected["world_size"], results["world_size"]) == (1, 2)
-    assert results["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
 
 
 @pytest.mark.parametrize("dataset", ["abalone", "diabetes", "insurance", "churn2"])

@@ -98,8 +98,9 @@ class GPVAE(Imputer):
             raise ValueError(f"length_scale={scales}: give at least one, and at most as many as latents ({latent_dim})")
         if encoder_fill == "linear" and image_shape:
             raise ValueError("encoder_fill='linear' is for series without image_shape; leave it at 'zero' for pictures")
-        if student_noise and likelihood != "gaussian":
-            raise ValueError(f"student_noise=true needs likelihood='gaussian', not {likelihood!r}")
+        for name, given in (("learned_scale", learned_scale), ("student_noise", student_noise)):
+            if given and likelihood != "gaussian":
+                raise ValueError(f"{name}=true needs likelihood='gaussian', not {likelihood!r}")
         if not 0 <= remasking <= 1:
             raise ValueError(f"remasking={remasking} must lie in [0, 1]: it is a fraction of the observed entries")
         self.save_hyperparameters()

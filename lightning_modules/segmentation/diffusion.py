@@ -95,11 +95,6 @@ class DiffusionPretraining(L.LightningModule):
         betas = schedules.scaled_linear(num_diffusion_steps)
         self.register_buffer("alphas_cumprod", schedules.alphas_cumprod(betas), persistent=False)  # [step] float64
 
-    def on_fit_start(self) -> None:
-        """Let each process draw its own steps and noise; a run that goes on restores them."""
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
-
     def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
         """One step down the hybrid loss (Nichol and Dhariwal, 2021, equation 16)."""
         start = scaled(batch.images)

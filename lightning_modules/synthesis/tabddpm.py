@@ -120,8 +120,6 @@ class TabDDPM(Synthesizer):
     def on_fit_start(self) -> None:
         """Move the training part to the device. No buffer: DDP would send buffers around in every step."""
         self.encoded = type(self.encoded)(*(tensor.to(self.device) for tensor in self.encoded))
-        if self.trainer.world_size > 1:  # or all ranks would draw the same steps and noise; a resume restores its own
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
         self.loss_sums, self.num_summed = torch.zeros(2, device=self.device), 0
 
     def training_step(self, batch: RowBatch, batch_index: int) -> Tensor:

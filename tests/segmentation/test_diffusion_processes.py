@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.diffusion_metrics import DiffusionMetrics
+from callbacks.rng import RandomState
 from callbacks.sample_grid import SampleGrid
 from datamodules.base import ResumableDataModule
 from datamodules.segmentation.batch import ImageBatch
@@ -102,8 +103,8 @@ def test_two_processes_draw_apart_learn_together_and_are_scored_like_one(tmp_pat
         model, told = DiffusionPretraining(**TINY), Told()
         model.load_state_dict(initial)
         grid = SampleGrid(tmp_path, every_n_steps=1, num_images=2, columns=2, sampling_steps=2)
-        run = trainer([told, grid, DiffusionMetrics()], strategy=strategy, devices=2, max_steps=2, max_epochs=-1,
-                      accumulate_grad_batches=2)  # fmt: skip
+        callbacks = [RandomState(), told, grid, DiffusionMetrics()]
+        run = trainer(callbacks, strategy=strategy, devices=2, max_steps=2, max_epochs=-1, accumulate_grad_batches=2)
         scores = run.test(model, Data(), verbose=False)[0]
         run.fit(model, Data())
         steps = [step.tolist() for _, step in told.seen]
