@@ -21,7 +21,8 @@ class DiffusionMetrics(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.means = {"mse": MeanMetric(), "bits_per_dim": MeanMetric()}
+        # By default NaN is left out, and a model that has diverged on some images would look well.
+        self.means = {name: MeanMetric(nan_strategy="disable") for name in ("mse", "bits_per_dim")}
 
     def _start(self, pl_module: L.LightningModule) -> None:
         for mean in self.means.values():

@@ -5,6 +5,9 @@ tensor gives one batch. The order of an epoch is a function of (seed, epoch) alo
 """
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -98,6 +101,22 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _heed_the_parent_alone(worker: int) -> None:
+    """Let SIGTERM end a worker if its parent sends it.
+
+    A cluster that stops a job sends it to every process, and a parent whose workers die of it is interrupted at any
+    point, such as in the midst of saving its state.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class TensorLoader(DataLoader):
     """DataLoader over whole batches whose position can be stored and restored.
 
@@ -119,6 +138,7 @@ class TensorLoader(DataLoader):
             sampler=sampler,
             num_workers=num_workers,
             collate_fn=_identity,
+            worker_init_fn=_heed_the_parent_alone,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             # DataLoader draws a base seed for its workers whenever it is iterated. Taken from the global generator, the

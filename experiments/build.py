@@ -127,10 +127,11 @@ def execute(experiment: Experiment, dry_run: bool = False) -> dict[str, Any]:
             return results
     folder = experiment.folder
     with contextlib.ExitStack() as stack:
+        seconds = 180 if slurm.restarts() else 1  # a file system may hold the lock of a node that died for some time
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _is_first_process():  # ranks that the strategy starts on its own belong to the process with the lock
-                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=1))
+                stack.enter_context(filelock.FileLock(folder / ".lock", timeout=seconds))
         except filelock.Timeout as error:
             raise RunError(
                 f"another process works in {folder}; wait for it, or choose another run_root or seed"

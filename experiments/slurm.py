@@ -13,8 +13,9 @@ from callbacks import signals
 from experiments.config import ConfigError, Experiment
 
 MAX_REQUEUES = 20
+INTERACTIVE = ("bash", "interactive")  # names of jobs by which Lightning, too, tells shells
 SECONDS_FOR_OTHERS = 30.0  # after which a rank no longer relies on rank 0
-SECONDS_TO_BE_ENDED = 300.0
+SECONDS_TO_BE_ENDED = 3600.0  # a partition may give a preempted job a grace time before it ends it
 
 
 def restarts() -> int:
@@ -23,8 +24,8 @@ def restarts() -> int:
 
 
 def is_step() -> bool:
-    """Whether srun has started this process."""
-    return "SLURM_STEP_ID" in os.environ
+    """Whether srun has started this process, and not for a shell in which somebody works."""
+    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
 def check_resources(experiment: Experiment) -> None:
@@ -39,19 +40,19 @@ def check_resources(experiment: Experiment) -> None:
     if "SLURM_JOB_ID" not in os.environ or not os.environ.get("SLURM_NTASKS"):
         return  # no SLURM; a shell of salloc without tasks
     tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES") or 1)
-    if not is_step():
-        if tasks > 1:
-            raise ConfigError(
-                f"SLURM gave this job {tasks} tasks, but srun has not started this process, which would wait for the "
-                "others for ever: put srun before python"
-            )
-        return
     name = os.environ.get("SLURM_JOB_NAME")
-    if tasks > 1 and name in ("bash", "interactive"):
+    if tasks > 1 and name in INTERACTIVE and "SLURM_STEP_ID" in os.environ:
         raise ConfigError(
-            f"the job is called '{name}', by which Lightning tells a job that is no concern of SLURM's, and its "
+            f"the job is called '{name}', by which Lightning tells a shell that is no concern of SLURM's, and its "
             f"{tasks} tasks would each train alone: choose another name with --job-name"
         )
+    if tasks > 1 and not is_step():
+        raise ConfigError(
+            f"SLURM gave this job {tasks} tasks, but srun has not started this process, which would wait for the "
+            "others for ever: put srun before python"
+        )
+    if not is_step():
+        return
     if tasks > 1 and experiment.config["force"]:
         raise ConfigError(
             f"force=true with {tasks} tasks: the others could meet what the first is about to remove; remove "
@@ -83,7 +84,8 @@ def stoppable(function: Callable[[], int]) -> int:
     """Call the body of a command, which signals may stop from now on; what asked for a requeue gets it.
 
     USR1 and USR2 (``--signal``, before time runs out) requeue the job, this element of its array alone, at most
-    ``GENPRED_MAX_REQUEUES`` times (default 20). After TERM it is SLURM who knows whether the job is to come again.
+    ``GENPRED_MAX_REQUEUES`` times (default 20). After TERM it is SLURM who knows whether the job is to come again, if
+    the process leaves its end to it.
     Training saves its state first (`callbacks.preemption`); whatever else runs is left at once, and done again.
 
     Args:
@@ -94,21 +96,26 @@ def stoppable(function: Callable[[], int]) -> int:
     """
     with signals.listening():
         try:
-            return function()
+            status = function()
         except signals.Stopped as stopped:
             return _leave(stopped.number)
-        except Exception:  # such as of a loader's worker, which the cluster has signalled, too
-            if (number := signals.received()) is None:
+        except (Exception, SystemExit):  # such as of a loader's worker, which the cluster has signalled, too
+            if signals.received() is None:
                 raise
             traceback.print_exc()
-            return _leave(number)
+            status = 1
+        number = signals.received()
+        return _leave(number) if status and number is not None else status
 
 
 def _leave(number: int) -> int:
     name = signal.Signals(number).name
-    if number not in signals.REQUEUE or not is_step():
+    if not is_step():
         print(f"stopped by {name}; the same command continues", file=sys.stderr)
         return 128 + number
+    if number not in signals.REQUEUE:
+        print(f"stopped by {name}; waiting for SLURM", file=sys.stderr, flush=True)
+        return _wait_for_the_end(number)
     bound = int(os.environ.get("GENPRED_MAX_REQUEUES") or MAX_REQUEUES)
     if restarts() >= bound:
         print(
@@ -117,13 +124,18 @@ def _leave(number: int) -> int:
             file=sys.stderr,
         )
         return 128 + number
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which SLURM ends what it requeues
     if os.environ.get("SLURM_PROCID", "0") != "0":
         time.sleep(SECONDS_FOR_OTHERS)  # rank 0 may hang in a collective that will never be
     print(f"stopped by {name}; requeued", file=sys.stderr, flush=True)
     if not _requeue():
         return 128 + number
-    time.sleep(SECONDS_TO_BE_ENDED)  # an exit status now would be taken for the job's end
+    return _wait_for_the_end(number)
+
+
+def _wait_for_the_end(number: int) -> int:
+    """Let SLURM end this process: a status of its own would be taken for the job's, which is to come again."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(SECONDS_TO_BE_ENDED)
     return 128 + number
 
 

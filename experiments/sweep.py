@@ -311,7 +311,7 @@ def run_local(name: str, resolved: list[tuple[Cell, Experiment]], jobs: int) -> 
         its_state = state(experiment)
         if its_state == "running":
             print(f"{cell.index}: {cell} runs elsewhere, in {experiment.folder}", flush=True)
-        elif its_state != "done" or experiment.config["force"]:
+        elif _is_due(experiment, its_state):
             waiting.append((cell, experiment))
     total, children = len(waiting), []
     print(f"{name}: {total} of {len(resolved)} cells to run, {jobs} at a time", flush=True)
@@ -454,8 +454,12 @@ def _print_status(resolved: list[tuple[Cell, Experiment]]) -> None:
 
 def _array(resolved: list[tuple[Cell, Experiment]]) -> str:
     """Numbers of the cells to run, neighbours joined: "0-3,7"; empty where nothing is left to do."""
-    indices = [cell.index for cell, experiment in resolved if state(experiment) not in ("done", "running")]
+    indices = [cell.index for cell, experiment in resolved if _is_due(experiment, state(experiment))]
     return ",".join("-".join(map(str, span)) for span in spans(indices))
+
+
+def _is_due(experiment: Experiment, its_state: str) -> bool:
+    return its_state != "running" and (its_state != "done" or experiment.config["force"])
 
 
 def spans(numbers: list[int]) -> list[list[int]]:

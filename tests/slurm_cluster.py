@@ -35,10 +35,13 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 ReturnToService=2
-KillWait=30
+KillWait=12
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=8
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 
@@ -94,6 +97,7 @@ class Cluster:
     def restart_now(self, job: str) -> None:
         """Start a requeued job at once; SLURM lets two minutes pass."""
         wait_for(lambda: self.state(job) in ("PENDING", "REQUEUED") and self.facts(job)["Restarts"] != "0", "requeue")
+        time.sleep(2)  # a node refuses a job in the second in which it has ended it: credentials count in seconds
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

@@ -177,7 +177,8 @@ def stop_by(number):
 
 def test_the_warning_requeues_its_element_of_the_array_a_bounded_number_of_times(job, monkeypatch, capsys):
     assert stop_by(signal.SIGTERM) == 128 + signal.SIGTERM
-    assert job() is None  # SLURM itself knows
+    assert job() is None  # SLURM itself knows, which ends the process
+    assert "waiting for SLURM" in capsys.readouterr().err
     assert stop_by(signal.SIGUSR1) == 128 + signal.SIGUSR1
     assert job() == "requeue 7\n"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
@@ -218,3 +219,22 @@ def test_force_does_not_undo_what_a_requeued_job_has_done(signalled, tmp_path, m
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert run(tmp_path, "force=true")[0] == 0
     assert "continuing from" not in (folder / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_workers_that_are_told_to_stop_as_well_do_not_cost_the_state(tmp_path):
+    arguments = [*SMALL, "trainer.max_steps=100000", "data.num_workers=2", "checkpoint.every_n_steps=100000"]
+    command = [sys.executable, "-m", "experiments.run", "vae_digits", *arguments, f"run_root={tmp_path}"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 100
+        while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGTERM)
+        told = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, told
+    (path,) = tmp_path.rglob("preempt.ckpt")
+    assert 0 < torch.load(path, weights_only=True)["global_step"] < 100000

@@ -63,6 +63,10 @@ def train(ours, folder, run, *options):
     return ours.submit(*RESOURCES, output, *options, "slurm/train.sbatch", *run, cwd=ROOT)
 
 
+def output_of(folder, job):
+    return "".join(path.read_text() for path in folder.glob(f"*-{job.split('_')[0]}*.txt"))
+
+
 def assert_equal_runs(folder, expected):
     ours, theirs = (json.loads((each / "results.json").read_text()) for each in (folder, expected))
     assert ours["metrics"] == theirs["metrics"]
@@ -101,7 +105,7 @@ def test_a_sweep_is_an_array_of_its_unfinished_cells(slurm_here, folder):
     (broken / "config.yaml").mkdir(parents=True)  # this cell fails
     (folder / "slurm").symlink_to(ROOT / "slurm")  # the array that it submits writes into the working folder
     job = slurm_here.submit(*RESOURCES, output, "slurm/sweep.sbatch", "digits", *short, cwd=folder)
-    assert slurm_here.wait(job) == ["COMPLETED"]
+    assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
     told = next(folder.glob(f"sweep-{job}_*.txt")).read_text()
     array = re.search(r"Submitted batch job (\d+)", told)[1]
     states = slurm_here.wait(*(f"{array}_{index}" for index in range(4)))
@@ -121,26 +125,29 @@ def test_two_tasks_train_as_one(nodes, tasks, slurm_here, folder):
     its_folder, _ = arguments(folder, "two", [SHORT[0], *world, *SHORT[1:]])
     run = [*SHORT, f"run_root={folder / 'two'}"]
     job = train(slurm_here, folder, run, f"--nodes={nodes}", f"--ntasks-per-node={tasks}")
-    assert slurm_here.wait(job) == ["COMPLETED"], (folder / f"job-{job}.txt").read_text()
+    assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
     results = json.loads((its_folder / "results.json").read_text())
     assert (results["world_size"], results["steps"]) == (2, 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["USR1", "requeue"])
+@pytest.mark.parametrize("how", ["USR1", "requeue", "a more urgent job"])
 def test_a_preempted_job_goes_on_as_if_nothing_had_been(how, slurm_here, folder, uninterrupted):
     its_folder, run = arguments(folder, how)
-    job = train(slurm_here, folder, run)
+    job = train(slurm_here, folder, run, "--nodelist=node0")
     wait_for(lambda: in_mid_epoch(its_folder), "the second epoch")
     if how == "USR1":
         slurm_here.call("scancel", "--signal=USR1", job)
+    elif how == "a more urgent job":
+        options = ["--partition=urgent", "--nodelist=node0", "--ntasks=2", "--mem=1G", "--output=/dev/null"]
+        slurm_here.submit(*options, "--wrap=true", cwd=folder)
     else:
         slurm_here.call("scontrol", "requeue", job)
     slurm_here.restart_now(job)
     saved = torch.load(its_folder / "checkpoints" / "preempt.ckpt")["global_step"]
     assert 100 < saved < 450
     assert saved % 40
-    assert slurm_here.wait(job) == ["COMPLETED"]
+    assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
     assert slurm_here.facts(job)["Restarts"] == "1"
     log = (its_folder / "log.txt").read_text()
     assert log.count("continuing from") == 1
@@ -158,7 +165,7 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(slurm_here, folder, uni
         os.kill(process, signal.SIGKILL)  # scancel would cancel the job as well
     assert slurm_here.wait(job) == ["FAILED"]
     again = train(slurm_here, folder, run)
-    assert slurm_here.wait(again) == ["COMPLETED"]
+    assert slurm_here.wait(again) == ["COMPLETED"], output_of(folder, again)
     assert_equal_runs(its_folder, uninterrupted)
 
 
@@ -175,7 +182,7 @@ def test_preempted_ranks_stop_at_one_step_and_the_right_element_comes_again(slur
     slurm_here.call("scancel", "--signal=USR1", jobs[0])
     slurm_here.restart_now(jobs[0])
     assert torch.load(folders[0] / "checkpoints" / "preempt.ckpt")["global_step"] % 10 == 0
-    assert slurm_here.wait(*jobs) == ["COMPLETED", "COMPLETED"]
+    assert slurm_here.wait(*jobs) == ["COMPLETED", "COMPLETED"], [output_of(folder, job) for job in jobs]
     assert [slurm_here.facts(job)["Restarts"] for job in jobs] == ["1", "0"]
     assert_equal_runs(*folders)
 
