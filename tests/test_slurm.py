@@ -139,7 +139,14 @@ def test_a_preempted_job_goes_on_as_if_nothing_had_been(how, slurm_here, folder,
     if how == "USR1":
         slurm_here.call("scancel", "--signal=USR1", job)
     elif how == "a more urgent job":
-        options = ["--partition=urgent", "--nodelist=node0", "--ntasks=2", "--mem=1G", "--output=/dev/null"]
+        options = [
+            "--partition=urgent",
+            "--nodelist=node0",
+            "--nodes=1",
+            "--ntasks-per-node=2",
+            "--mem=1G",
+            "--output=/dev/null",
+        ]
         slurm_here.submit(*options, "--wrap=true", cwd=folder)
     else:
         slurm_here.call("scontrol", "requeue", job)
