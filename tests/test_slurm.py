@@ -49,7 +49,8 @@ def slurm_here(folder):
 def uninterrupted(folder):
     """What LONG comes to in one process that nothing stops."""
     command = [sys.executable, "-m", "experiments.run", *LONG, f"run_root={folder / 'alone'}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the jobs: sums of several threads are other sums
+    subprocess.run(command, cwd=ROOT, env=one_thread, check=True, capture_output=True, timeout=200)
     return compose(LONG[0], [*LONG[1:], f"run_root={folder / 'alone'}"]).folder
 
 
