@@ -124,6 +124,7 @@ def _leave(number: int) -> int:
             file=sys.stderr,
         )
         return 128 + number
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which SLURM ends all ranks once one has asked for the requeue
     if os.environ.get("SLURM_PROCID", "0") != "0":
         time.sleep(SECONDS_FOR_OTHERS)  # rank 0 may hang in a collective that will never be
     print(f"stopped by {name}; requeued", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A SLURM of one's own on this machine: a controller and two virtual nodes, without systemd, munge or accounting."""
+"""A SLURM of one's own on this machine: a controller and three virtual nodes, without systemd, munge or accounting."""
 
 import os
 import shutil
@@ -35,12 +35,13 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 ReturnToService=2
-KillWait=12
+KillWait=6
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=8
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 RealMemory=8000 State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=4
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -104,19 +105,19 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Start a cluster whose files lie in a folder; stop it in the end."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
     host = socket.gethostname().split(".")[0]
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, host=host, ports=ports))
-    for name in ("state", "spool-node0", "spool-node1"):
+    for name in ("state", *(f"spool-node{number}" for number in range(3))):
         (folder / name).mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
     environment["SLURM_CONF"] = str(configuration)
     environment["PATH"] += ":/usr/sbin:/sbin"
-    commands = [["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c", "-N", "node0"], ["slurmd", "-D", "-c", "-N", "node1"]]
+    commands = [["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-c", "-N", f"node{number}"] for number in range(3))]
     daemons = []
     ours = Cluster(environment)
     try:

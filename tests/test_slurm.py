@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,50 +132,51 @@ def test_two_tasks_train_as_one(nodes, tasks, slurm_here, folder):
     assert (results["world_size"], results["steps"]) == (2, 8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["USR1", "requeue", "a more urgent job"])
-def test_a_preempted_job_goes_on_as_if_nothing_had_been(how, slurm_here, folder, uninterrupted):
-    its_folder, run = arguments(folder, how)
-    job = train(slurm_here, folder, run, "--nodelist=node0")
-    wait_for(lambda: in_mid_epoch(its_folder), "the second epoch")
+def interrupt(how, job, run, ours, folder):
+    """Stop a job on one of the ways in which a cluster does."""
     if how == "USR1":
-        slurm_here.call("scancel", "--signal=USR1", job)
+        ours.call("scancel", "--signal=USR1", job)
+    elif how == "requeue":
+        ours.call("scontrol", "requeue", job)
     elif how == "a more urgent job":
-        options = [
-            "--partition=urgent",
-            "--nodelist=node0",
-            "--nodes=1",
-            "--ntasks-per-node=2",
-            "--mem=1G",
-            "--output=/dev/null",
-        ]
-        slurm_here.submit(*options, "--wrap=true", cwd=folder)
+        whole_node = [f"--nodelist={ours.facts(job)['NodeList']}", "--nodes=1", "--ntasks-per-node=2", "--mem=1G"]
+        ours.submit("--partition=urgent", *whole_node, "--output=/dev/null", "--wrap=true", cwd=folder)
     else:
-        slurm_here.call("scontrol", "requeue", job)
-    slurm_here.restart_now(job)
-    saved = torch.load(its_folder / "checkpoints" / "preempt.ckpt")["global_step"]
-    assert 100 < saved < 450
-    assert saved % 40
-    assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
-    assert slurm_here.facts(job)["Restarts"] == "1"
-    log = (its_folder / "log.txt").read_text()
-    assert log.count("continuing from") == 1
-    assert "preempt.ckpt" in log
-    assert_equal_runs(its_folder, uninterrupted)
-    assert not (its_folder / "checkpoints" / "preempt.ckpt").exists()
+        for process in python_processes(run[-1]):
+            os.kill(process, signal.SIGKILL)  # scancel would cancel the job as well
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_when_it_is_submitted_again(slurm_here, folder, uninterrupted):
-    its_folder, run = arguments(folder, "KILL")
-    job = train(slurm_here, folder, run)
-    wait_for(lambda: in_mid_epoch(its_folder), "the second epoch")
-    for process in python_processes(run[-1]):
-        os.kill(process, signal.SIGKILL)  # scancel would cancel the job as well
-    assert slurm_here.wait(job) == ["FAILED"]
-    again = train(slurm_here, folder, run)
-    assert slurm_here.wait(again) == ["COMPLETED"], output_of(folder, again)
-    assert_equal_runs(its_folder, uninterrupted)
+def test_a_job_that_is_interrupted_goes_on_as_if_nothing_had_been(slurm_here, folder, uninterrupted):
+    nodes = {"USR1": "node0", "requeue": "node0", "a more urgent job": "node1", "KILL": "node2"}
+    folders, runs, jobs = {}, {}, {}
+    for how, node in nodes.items():  # side by side, since most of the time goes into SLURM's waits
+        folders[how], runs[how] = arguments(folder, how)
+        jobs[how] = train(slurm_here, folder, runs[how], f"--nodelist={node}")
+    waiting = list(nodes)
+    while waiting:
+        how = waiting.pop(0)
+        if in_mid_epoch(folders[how]):
+            interrupt(how, jobs[how], runs[how], slurm_here, folder)
+        else:
+            assert not (folders[how] / "results.json").exists(), f"{how}: over before it could be interrupted"
+            waiting.append(how)
+            time.sleep(0.05)
+    assert slurm_here.wait(jobs["KILL"]) == ["FAILED"]
+    jobs["KILL"] = train(slurm_here, folder, runs["KILL"])
+    for how in nodes.keys() - {"KILL"}:
+        slurm_here.restart_now(jobs[how])
+        saved = torch.load(folders[how] / "checkpoints" / "preempt.ckpt")["global_step"]
+        assert 100 < saved < 450
+        assert saved % 40
+    for how, job in jobs.items():
+        assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
+        assert slurm_here.facts(job)["Restarts"] == ("0" if how == "KILL" else "1")
+        log = (folders[how] / "log.txt").read_text()
+        assert log.count("continuing from") == 1
+        assert ("preempt.ckpt" in log) == (how != "KILL")
+        assert_equal_runs(folders[how], uninterrupted)
+        assert not (folders[how] / "checkpoints" / "preempt.ckpt").exists()
 
 
 @pytest.mark.slow
