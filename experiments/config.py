@@ -8,18 +8,21 @@ Trainer's constructors are the schema: each layer is checked on its own, so that
 """
 
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
 import json
 import re
+import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 ROOT = Path(__file__).parent
+P = ParamSpec("P")
 SECTIONS = ("model", "data", "trainer")
 SETTINGS = {
     "task": str,
@@ -39,6 +42,20 @@ NOT_IDENTITY = ("seed", "run_root", "logger", "project", "group", "force")
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; its message is one line that names the place and the remedy."""
+
+
+def told_in_a_line(command: Callable[P, int]) -> Callable[P, int]:
+    """Let a command tell a `ConfigError` in its one line on standard error, and end with exit status 2."""
+
+    @functools.wraps(command)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return telling
 
 
 @dataclass(frozen=True)

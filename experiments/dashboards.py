@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.config import ConfigError, experiments, split_name
+from experiments.config import ConfigError, experiments, split_name, told_in_a_line
 from experiments.formats import DASH
-from experiments.sweep import cells, tell
+from experiments.grid import cells
+from experiments.sweep import tell
 from experiments.tables import METRICS, Figure, published_figures, published_tables
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def publish(sweep: str, entity: str, project: str) -> list[str]:
         raise ConfigError(f"W&B does not take {sweep} to {entity}/{project}: {reason}") from error
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Print, write or publish; returns the exit status, 2 with one line on standard error where that cannot be done."""
     parser = argparse.ArgumentParser(
@@ -271,19 +273,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--publish", action="store_true", help="make workspace and report on W&B; needs a login")
     parser.add_argument("--entity", help="with --publish: user or team on W&B")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.publish != bool(arguments.entity):
-            raise ConfigError("--publish and --entity (user or team on W&B) go together")
-        if importlib.util.find_spec("wandb_workspaces") is None:
-            raise ConfigError("wandb-workspaces is not installed: pip install wandb-workspaces")
-        if arguments.publish:
-            print("\n".join(publish(arguments.name, arguments.entity, arguments.project)))
-            return 0
-        text = json.dumps(specification(arguments.name, arguments.project), indent=1, ensure_ascii=False) + "\n"
-        tell(text, arguments.output)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.publish != bool(arguments.entity):
+        raise ConfigError("--publish and --entity (user or team on W&B) go together")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise ConfigError("wandb-workspaces is not installed: pip install wandb-workspaces")
+    if arguments.publish:
+        print("\n".join(publish(arguments.name, arguments.entity, arguments.project)))
+        return 0
+    text = json.dumps(specification(arguments.name, arguments.project), indent=1, ensure_ascii=False) + "\n"
+    tell(text, arguments.output)
     return 0
 
 

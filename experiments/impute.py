@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, told_in_a_line
 from experiments.trained import StoredRun, move
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -57,19 +58,15 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 where the run or the table cannot be used, with one line on standard error.
     """
     arguments = _parser().parse_args(argv)
-    try:
-        levels = _levels(arguments.quantiles, arguments.samples)
-        from datamodules.sources import SourceError  # imports torch with what follows
+    levels = _levels(arguments.quantiles, arguments.samples)
+    from datamodules.sources import SourceError  # imports torch with what follows
 
-        try:
-            told = impute(
-                arguments.checkpoint, arguments.input, arguments.output, arguments.samples, levels, arguments.device
-            )
-        except SourceError as error:
-            raise ConfigError(str(error)) from error
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    try:
+        told = impute(
+            arguments.checkpoint, arguments.input, arguments.output, arguments.samples, levels, arguments.device
+        )
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
     print(told)
     return 0
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, told_in_a_line
 from experiments.formats import DASH, Sheet, comma_separated, console_for, latex, markdown, text, with_differences
 from experiments.splits import splits_sheet
+from experiments.sweep import tell
 from experiments.tables import (
     METRICS,
     PUBLISHED,
@@ -93,17 +94,7 @@ def write_into_readme(sheets: list[Sheet], every: bool) -> None:
             )
         head, tail = content.split(start)[0], content.split(end)[1]
         content = f"{head}{start}{markdown(sheet)}{end}{tail}"
-    _write(README, content)
-
-
-def _write(path: Path, content: str) -> None:
-    from callbacks.files import whole_file
-
-    try:
-        with whole_file(path) as file:
-            file.write(content.encode())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+    tell(content, README)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,6 +155,7 @@ def _rendered(sheets: list[Sheet], runs: Runs, folders: list[Path], arguments: a
     return "\n".join(FORMATS[arguments.format](sheet) for sheet in sheets)
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Print or write a table, or all of them.
 
@@ -175,23 +167,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_intermixed_args(argv)
     folders = arguments.folders or [*([] if arguments.readme else [Path("runs")]), ROOT / "results"]
-    try:
-        _refuse_what_does_not_fit(arguments.table, arguments)
-        names = list(published_tables()) if arguments.table == "all" else [arguments.table]
-        runs = collect(folders)
-        sheets = [_sheet(name, runs, arguments) for name in names]
-        if arguments.readme:
-            sheets = [with_differences(sheet) if arguments.differences else sheet for sheet in sheets]
-            write_into_readme(sheets, every=arguments.table != "all")
-            return 0
-        content = _rendered(sheets, runs, folders, arguments)
-        if target := arguments.html or arguments.output:
-            _write(target, content)
-        else:
-            print(content, end="")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _refuse_what_does_not_fit(arguments.table, arguments)
+    names = list(published_tables()) if arguments.table == "all" else [arguments.table]
+    runs = collect(folders)
+    sheets = [_sheet(name, runs, arguments) for name in names]
+    if arguments.readme:
+        sheets = [with_differences(sheet) if arguments.differences else sheet for sheet in sheets]
+        write_into_readme(sheets, every=arguments.table != "all")
+        return 0
+    content = _rendered(sheets, runs, folders, arguments)
+    tell(content, arguments.html or arguments.output)
     return 0
 
 

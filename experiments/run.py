@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from experiments import slurm
-from experiments.config import ConfigError, compose, experiments
+from experiments.config import ConfigError, compose, experiments, told_in_a_line
 
 USAGE = """key=value sets any argument of the method (model.*), of the data set (data.*) or of Lightning's Trainer
 (trainer.*), and seed, preset (paper | plus), run_root, logger (wandb | wandb_online | csv | none), project and group of
@@ -42,24 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     return slurm.stoppable(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
+@told_in_a_line
 def _run(arguments: argparse.Namespace) -> int:
+    experiment = compose(arguments.name, arguments.overrides)
+    if arguments.print_only:
+        from omegaconf import OmegaConf
+
+        print(f"# {experiment.folder}\n{OmegaConf.to_yaml(OmegaConf.create(experiment.config))}", end="")
+        return 0
+    from datamodules.sources import SourceError
+    from experiments.build import RunError, execute  # imports torch
+
     try:
-        experiment = compose(arguments.name, arguments.overrides)
-        if arguments.print_only:
-            from omegaconf import OmegaConf
-
-            print(f"# {experiment.folder}\n{OmegaConf.to_yaml(OmegaConf.create(experiment.config))}", end="")
-            return 0
-        from datamodules.sources import SourceError
-        from experiments.build import RunError, execute  # imports torch
-
-        try:
-            execute(experiment, dry_run=arguments.dry_run)
-        except (RunError, SourceError) as error:
-            raise ConfigError(str(error)) from error
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        execute(experiment, dry_run=arguments.dry_run)
+    except (RunError, SourceError) as error:
+        raise ConfigError(str(error)) from error
     return 0
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, told_in_a_line
 from experiments.trained import StoredRun, move
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -46,11 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 where the run or a picture cannot be used, with one line on standard error.
     """
     arguments = _parser().parse_args(argv)
-    try:
-        scores = segment(arguments.checkpoint, arguments.input, arguments.output, arguments.device)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    scores = segment(arguments.checkpoint, arguments.input, arguments.output, arguments.device)
     print(f"{len(scores)} masks in {arguments.output}")
     return 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.config import ConfigError, nearest
 from experiments.formats import Cell, Column, Sheet
-from experiments.sweep import cells
+from experiments.grid import cells
 from experiments.tables import (
     BOOTSTRAP,
     METRICS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import ConfigError, nearest, split_name
-from experiments.sweep import Cell, cells, variant_name
+from experiments.grid import Cell, cells, variant_name
 from experiments.tables import METRICS, Figure, Metric, Runs
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, told_in_a_line
 from experiments.trained import StoredRun, move
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -47,13 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 where the run or an argument cannot be used, with one line on standard error.
     """
     arguments = _parser().parse_args(argv)
-    try:
-        frame = synthesize(
-            arguments.checkpoint, arguments.rows, arguments.output, arguments.where, arguments.seed, arguments.device
-        )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    frame = synthesize(
+        arguments.checkpoint, arguments.rows, arguments.output, arguments.where, arguments.seed, arguments.device
+    )
     print(f"{arguments.output}: {len(frame):,} rows of {frame.shape[1]} columns")
     return 0
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from experiments.config import NOT_IDENTITY, ConfigError, nearest
 from experiments.formats import SUBSTITUTE, Cell, Column, Missing, Sheet
-from experiments.sweep import cells, spans, variant_name
+from experiments.grid import cells, spans, variant_name
 
 PUBLISHED = Path(__file__).parent / "published"
 Runs = dict[tuple[str, str], list[dict[str, Any]]]

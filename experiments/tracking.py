@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.files import whole_file
-from experiments.config import NOT_IDENTITY, ConfigError, Experiment, flattened
+from experiments.config import NOT_IDENTITY, ConfigError, Experiment, flattened, told_in_a_line
 from experiments.sweep import is_running
 
 log = logging.getLogger("genpred")
@@ -265,6 +265,7 @@ def sync(run_root: Path, entity: str | None, dry_run: bool) -> int:
     return failed
 
 
+@told_in_a_line
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where an upload failed, 2 where there is nothing to read."""
     parser = argparse.ArgumentParser(
@@ -276,11 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     each.add_argument("--entity", help="user or team on W&B; default: that of the login")
     each.add_argument("--dry-run", action="store_true", help="print the commands alone")
     arguments = parser.parse_args(argv)
-    try:
-        failed = sync(arguments.run_root, arguments.entity, arguments.dry_run)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    failed = sync(arguments.run_root, arguments.entity, arguments.dry_run)
     if failed:
         print(f"{failed} not uploaded; the same command tries again", file=sys.stderr)
     return 1 if failed else 0

@@ -9,7 +9,7 @@ import pytest
 from experiments import dashboards
 from experiments.config import experiments, split_name
 from experiments.dashboards import SHOWN, main, parts
-from experiments.sweep import cells, sweeps
+from experiments.grid import cells, sweeps
 from experiments.tables import METRICS, published_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # of the library

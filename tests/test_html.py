@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments import report, sweep, tables
+from experiments import grid, report, tables
 from experiments.html import FIGURE_WIDTH
 from experiments.report import main
 from experiments.tables import published_tables
@@ -69,7 +69,7 @@ def page(tmp_path, monkeypatch):
     for folder, content in (("sweeps", SWEEP), ("published", TABLE)):
         (tmp_path / "experiments" / folder).mkdir(parents=True)
         (tmp_path / "experiments" / folder / "small.yaml").write_text(content)
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path / "experiments" / "sweeps")
+    monkeypatch.setattr(grid, "SWEEPS", tmp_path / "experiments" / "sweeps")
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "experiments" / "published")
     published_tables.cache_clear()
     runs = tmp_path / "runs"

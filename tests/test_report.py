@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import report, sweep, tables
+from experiments import grid, report, tables
 from experiments.config import experiments, split_name
 from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text, with_differences
+from experiments.grid import cells, variant_name
 from experiments.report import ROOT, main, run_table
 from experiments.splits import paired_difference, splits_sheet
-from experiments.sweep import cells, variant_name
 from experiments.tables import METRICS, collect, published_figures, published_tables, table_sheet
 
 SWEEP = """
@@ -67,7 +67,7 @@ def described(tmp_path, monkeypatch):
         (tmp_path / "experiments" / folder).mkdir(parents=True)
         for name, content in contents.items():
             (tmp_path / "experiments" / folder / f"{name}.yaml").write_text(content)
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path / "experiments" / "sweeps")
+    monkeypatch.setattr(grid, "SWEEPS", tmp_path / "experiments" / "sweeps")
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "experiments" / "published")
     published_tables.cache_clear()
     yield

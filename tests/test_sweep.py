@@ -14,9 +14,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from experiments import build, sweep
+from experiments import build, grid, sweep
 from experiments.config import compose, config_hash
-from experiments.sweep import cells, is_running, main, resolve, sweeps, variant_name
+from experiments.grid import cells, resolve, sweeps, variant_name
+from experiments.sweep import is_running, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +27,7 @@ def write(tmp_path, monkeypatch):
     """A function that writes a sweep; the folder of sweeps is the test's own."""
     folder = tmp_path / "experiments" / "sweeps"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(sweep, "SWEEPS", folder)
+    monkeypatch.setattr(grid, "SWEEPS", folder)
 
     def write_sweep(text, name="small"):
         (folder / f"{name}.yaml").write_text(text)
@@ -143,7 +144,7 @@ LARGE = ("table4", "table5")  # of 64 and 48 cells
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sweeps()]
 )
 def test_every_sweep_that_ships_names_what_exists(name):
-    text = (sweep.SWEEPS / f"{name}.yaml").read_text()
+    text = (grid.SWEEPS / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     assert f"python -m experiments.sweep {name} " in text.split("blocks:")[0]
     found = cells(name)

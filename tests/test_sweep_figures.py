@@ -7,10 +7,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments import grid
 from experiments.config import ConfigError
 from experiments.figures import main
-from experiments.sweep import cells, variant_name
+from experiments.grid import cells, variant_name
 from experiments.sweep_figures import curve_figure, heatmap_figure, sweep_scores
 from experiments.tables import collect
 
@@ -41,7 +41,7 @@ def finished(tmp_path, monkeypatch):
     folder = tmp_path / "experiments" / "sweeps"
     folder.mkdir(parents=True)
     (folder / "small.yaml").write_text(SWEEP)
-    monkeypatch.setattr(sweep, "SWEEPS", folder)
+    monkeypatch.setattr(grid, "SWEEPS", folder)
 
     def write(keep=lambda cell: True):
         for cell in cells("small"):

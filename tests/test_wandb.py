@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments import build, sweep, tracking
+from experiments import build, grid, sweep, tracking
 from experiments.config import ConfigError, compose, config_hash
+from experiments.grid import cells, resolve
 from experiments.run import main
-from experiments.sweep import cells, resolve
 from lightning_modules.imputation.vae import VAE
 
 ROOT = Path(__file__).parents[1]
@@ -407,7 +407,7 @@ def test_an_agent_of_wandb_runs_each_cell_once(tmp_path, monkeypatch, capsys):
     from wandb import wandb_agent
 
     (tmp_path / "sweeps").mkdir()
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path / "sweeps")
+    monkeypatch.setattr(grid, "SWEEPS", tmp_path / "sweeps")
     (tmp_path / "sweeps" / "small.yaml").write_text(
         "blocks: [{methods: [mean, forward], datasets: [digits], seeds: [0, 1], exclude: [{method: mean, seed: 1}]}]"
     )
