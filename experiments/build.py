@@ -243,7 +243,8 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         callbacks += _outputs(data, experiment, folder)
         callbacks += [*checkpoint_callbacks(checkpoints, **config["checkpoint"]), Preemption(checkpoints)]
     logger = None if dry_run else run_logger(experiment, folder, _git_commit())
-    trainer = _trainer(config["trainer"], folder, logger, callbacks, dry_run)
+    arguments = precision_on_gpus(module, config["trainer"]) | config["trainer"]
+    trainer = _trainer(arguments, folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
     with _one_line():
         if is_trained(module):
@@ -277,6 +278,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "comparable": data.comparable,
         "versions": _versions(),
         "device": _device(trainer),
+        "precision": trainer.precision,
         "world_size": trainer.world_size,
         "git_commit": _git_commit(),
         "command": _command(experiment),
@@ -368,6 +370,24 @@ def _trainer(
             **({"fast_dev_run": True} if dry_run else {}),
         }
     )
+
+
+def precision_on_gpus(module: L.LightningModule, arguments: dict[str, Any]) -> dict[str, str]:
+    """The Trainer's precision for a method that names one for GPUs, where one is taken that computes in it.
+
+    Args:
+        module: the method.
+        arguments: the Trainer's; a precision among them is meant to hold everywhere.
+    """
+    import torch
+
+    precision = getattr(module, "precision_on_gpus", None)
+    on_gpu = arguments.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if precision is None or "precision" in arguments or not on_gpu:
+        return {}
+    if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return {}
+    return {"precision": precision}
 
 
 def _score_baseline(

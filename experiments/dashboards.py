@@ -4,11 +4,13 @@ python -m experiments.dashboards table2                               print what
 python -m experiments.dashboards table2 --publish --entity my-team    make them on W&B; prints their addresses
 
 Both show the runs that W&B groups under the sweep's name (group=... of ``experiments.run``), methods apart and their
-seeds together. Needs ``pip install -e ".[dashboards]"``, and a login to publish.
+seeds together. W&B's own bar charts draw no line: the published figures are lines in a custom chart of ours, which
+publishing adds to the entity's charts. Needs ``pip install -e ".[dashboards]"``, and a login to publish.
 """
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import sys
@@ -52,6 +54,41 @@ SHOWN = {
         ("train/mse", "train/bits_per_dim", "val/bits_per_dim"), ("test/bits_per_dim",), ("figures/samples",)
     ),
 }
+
+
+def scores_chart() -> dict[str, Any]:
+    """A chart of W&B's for the scores of runs, as Vega-Lite: means as bars, deviations, the published means as lines.
+
+    W&B puts its rows of data, and the names of the fields in them, in the places of "wandb" and "${field:...}".
+    """
+    rows = {
+        "y": {"field": "${field:method}", "type": "nominal", "title": None},
+        "yOffset": {"field": "${field:dataset}", "type": "nominal"},
+    }
+
+    def layer(mark: str | dict[str, Any], key: str, **further: Any) -> dict[str, Any]:
+        field = f"${{field:{key}}}"
+        average = {} if isinstance(mark, dict) and mark["type"] == "errorbar" else {"aggregate": "mean"}
+        x = {"field": field, "type": "quantitative", "title": "${string:title}", **average}
+        known = {"filter": {"field": field, "valid": True}}  # runs that go on have no score, some methods no figure
+        return {"transform": [known], "mark": mark, "encoding": {"x": x, **rows, **further}}
+
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"name": "wandb"},
+        "width": "container",
+        "layer": [
+            layer("bar", "score", color={"field": "${field:dataset}", "type": "nominal", "title": None}),
+            layer({"type": "errorbar", "extent": "stdev"}, "score"),
+            layer({"type": "tick", "color": "#d62728", "thickness": 3, "tooltip": True}, "published"),
+        ],
+    }
+
+
+def chart_name() -> str:
+    """Another chart has another name, so that what W&B shows with an older one stays as it is."""
+    digest = hashlib.sha256(json.dumps(scores_chart(), sort_keys=True).encode()).hexdigest()
+    return f"genpred-scores-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +149,7 @@ def workspace(sweep: str, entity: str, project: str) -> "Workspace":
         metrics = dict.fromkeys(metric for part in its_parts for metric in part.scores)
         published = {metric for part in its_parts for figures in part.published.values() for metric in figures}
         sections += [
-            ws.Section(name=f"Scores, {task}", panels=_bars(metrics, published), is_open=True),
+            ws.Section(name=f"Scores, {task}", panels=_bars(metrics, published, entity), is_open=True),
             ws.Section(name=f"Curves, {task}", panels=_curves(task), is_open=True),
             ws.Section(name=f"Figures, {task}", panels=_pictures(task)),
         ]
@@ -162,7 +199,7 @@ def report(sweep: str, entity: str, project: str) -> "Report":
             blocks += [wr.H2("Published"), wr.MarkdownBlock(_published_table(part))]
         blocks += [
             wr.H2("Scores"),
-            _grid(runs, _bars(part.scores, published)),
+            _grid(runs, _bars(part.scores, published, entity)),
             wr.H2("Curves"),
             _grid(runs, _curves(part.task)),
             wr.H2("Figures"),
@@ -181,21 +218,35 @@ def _grid(runs: "Runset", panels: list[Any]) -> Any:
     return PanelGrid(runsets=[replace(runs)], panels=panels)  # a copy has an id of its own
 
 
-def _bars(metrics: Any, published: set[str]) -> list[Any]:
-    """A chart for each score: means of the seeds, and the published figure beside them."""
-    from wandb_workspaces.reports.v2 import BarPlot
+def _bars(metrics: Any, published: set[str], entity: str) -> list[Any]:
+    """A chart for each score: means of the seeds, and the published figures as lines where there are any."""
+    from wandb_workspaces.reports.v2 import BarPlot, CustomChart
 
-    return [
-        BarPlot(
-            title=f"{METRICS[metric].title} {METRICS[metric].arrow}".rstrip(),
-            metrics=[metric, *([f"published/{metric}"] if metric in published else [])],
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            max_runs_to_show=MOST_RUNS,
-            max_bars_to_show=MOST_RUNS,
+    charts = []
+    for metric in metrics:
+        title = f"{METRICS[metric].title} {METRICS[metric].arrow}".rstrip()
+        if metric not in published:
+            charts.append(
+                BarPlot(
+                    title=title,
+                    metrics=[metric],
+                    groupby_aggfunc="mean",
+                    groupby_rangefunc="stddev",
+                    max_runs_to_show=MOST_RUNS,
+                    max_bars_to_show=MOST_RUNS,
+                )
+            )
+            continue
+        figure = f"published/{metric}"
+        charts.append(
+            CustomChart(
+                query={"summary": {"keys": [metric, figure]}, "config": {"keys": ["label", "dataset"]}},
+                chart_name=f"{entity}/{chart_name()}".lstrip("/"),
+                chart_fields={"score": metric, "published": figure, "method": "label", "dataset": "dataset"},
+                chart_strings={"title": title},
+            )
         )
-        for metric in metrics
-    ]
+    return charts
 
 
 def _curves(task: str) -> list[Any]:
@@ -233,17 +284,18 @@ def _published_table(part: Part) -> str:
 
 
 def specification(sweep: str, project: str) -> dict[str, Any]:
-    """What workspace and report hold, as W&B stores it; needs no login."""
+    """What workspace and report hold, as W&B stores it, and the chart that they use; needs no login."""
     made = {"workspace": workspace(sweep, "", project), "report": report(sweep, "", project)}
     # The library has no public way to see what it will send.
-    return {
+    stored = {
         name: each._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         for name, each in made.items()
     }
+    return {**stored, "chart": {"name": chart_name(), "spec": scores_chart()}}
 
 
 def publish(sweep: str, entity: str, project: str) -> list[str]:
-    """Make workspace and report on W&B; each call makes new ones.
+    """Make workspace and report on W&B, and their chart where it is not there; each call makes new ones.
 
     Returns:
         Their addresses.
@@ -253,10 +305,28 @@ def publish(sweep: str, entity: str, project: str) -> list[str]:
     """
     try:
         with contextlib.redirect_stderr(None):  # it tells the addresses, too
+            _add_chart(entity)
             return [make(sweep, entity, project).save().url for make in (workspace, report)]
     except Exception as error:  # the library raises bare ones
         reason = " ".join(str(error).split())
         raise ConfigError(f"W&B does not take {sweep} to {entity}/{project}: {reason}") from error
+
+
+def _add_chart(entity: str) -> None:
+    import wandb
+
+    try:
+        wandb.Api().create_custom_chart(
+            entity=entity,
+            name=chart_name(),
+            display_name="Scores, and the published ones as lines",
+            spec_type="vega2",
+            access="private",
+            spec=scores_chart(),
+        )
+    except wandb.Error as error:
+        if "already exists" not in str(error):  # from an earlier call: its name tells its contents
+            raise
 
 
 @told_in_a_line

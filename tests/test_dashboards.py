@@ -48,11 +48,16 @@ def test_a_workspace_shows_a_sweeps_runs_by_method_with_the_published_figures(ca
     )
     panels = {each["name"]: each["panels"] for each in section["panelBankConfig"]["sections"]}
     assert list(panels) == ["Scores, imputation", "Curves, imputation", "Figures, imputation", "Runs"]
-    assert {panel["viewType"] for panel in panels["Scores, imputation"]} == {"Bar Chart"}
-    bars = {panel["config"]["metrics"][0]: panel["config"] for panel in panels["Scores, imputation"]}
-    assert bars["test/auroc"]["metrics"] == ["test/auroc", "published/test/auroc"]
-    assert bars["test/rmse"]["metrics"] == ["test/rmse"]  # of which nothing was published
-    assert (bars["test/mse"]["chartTitle"], bars["test/mse"]["groupAgg"]) == ("MSE ↓", "mean")
+    bars = [panel["config"] for panel in panels["Scores, imputation"] if panel["viewType"] == "Bar Chart"]
+    charts = [panel["config"] for panel in panels["Scores, imputation"] if panel["viewType"] == "Vega2"]
+    assert len(bars) + len(charts) == len(panels["Scores, imputation"])
+    rmse = next(bar for bar in bars if bar["metrics"] == ["test/rmse"])  # of which nothing was published
+    assert (rmse["chartTitle"], rmse["groupAgg"]) == ("RMSE ↓", "mean")
+    auroc = next(chart for chart in charts if chart["fieldSettings"]["score"] == "test/auroc")
+    assert auroc["fieldSettings"]["published"] == "published/test/auroc"
+    (query,) = auroc["userQuery"]["queryFields"]
+    asked = {field["name"]: field["args"][0]["value"] for field in query["fields"] if "args" in field}
+    assert set(asked["summary"] + asked["config"]) == set(auroc["fieldSettings"].values())
     curves = [panel["config"] for panel in panels["Curves, imputation"]]
     assert ["train/loss"] in [curve["metrics"] for curve in curves]
     assert {(curve["xAxis"], curve["groupAgg"], curve["groupArea"]) for curve in curves} == {
@@ -78,13 +83,56 @@ def test_a_report_has_a_chapter_for_each_data_set_with_its_published_figures(cap
     ]
     assert len({runset["id"] for grid in grids for runset in grid["runSets"]}) == 8
     sprites = [panel for panel in every(grids[4], "metrics") if panel]
-    assert sprites == [["test/mse", "published/test/mse"]]
+    assert sprites == []
+    assert [each["score"] for each in every(grids[4], "fieldSettings")] == ["test/mse"]
     tables = [block["content"].splitlines() for block in blocks if block["type"] == "markdown-block"]
     figure = published_figures("gpvae_hmnist")["test/mse"]
     assert tables[0][0] == "| method | NLL | MSE | AUROC |"
     (line,) = [line for line in tables[0] if line.startswith("| gpvae |")]
     assert line.split(" | ")[2] == f"{figure['mean']:.3f} ± {figure['std']:.3f}"
     assert tables[0][2].startswith("| mean | – | 0.168")
+
+
+def shapes(node, name):
+    """Everything drawn by a layer of a scene."""
+    if isinstance(node, dict):
+        if node.get("name") == name:
+            yield from node["items"]
+        for inner in node.values():
+            yield from shapes(inner, name)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from shapes(inner, name)
+
+
+def test_the_chart_of_scores_draws_means_as_bars_and_published_figures_as_lines(capsys):
+    """Filled in as W&B does, then drawn by Vega itself."""
+    vega = pytest.importorskip("vl_convert")
+    found = specification("table1", capsys)
+    assert found["chart"] == {"name": dashboards.chart_name(), "spec": dashboards.scores_chart()}
+    panel = next(each for each in every(found, "config") if each.get("fieldSettings", {}).get("score") == "test/nll")
+    assert panel["panelDefId"] == found["chart"]["name"]
+    text = json.dumps(found["chart"]["spec"])
+    for kind, values in (("field", panel["fieldSettings"]), ("string", panel["stringSettings"])):
+        for key, value in values.items():
+            text = text.replace(f"${{{kind}:{key}}}", value)
+    assert "${" not in text
+    columns = ("label", "dataset", "test/nll", "published/test/nll")
+    runs = [
+        ("gpvae", "hmnist", 0.30, 0.34), ("gpvae", "hmnist", 0.34, 0.34), ("vae", "hmnist", 0.6, 0.5),
+        ("vae", "sprites", 0.8, None), ("plus", "sprites", None, None),
+    ]  # fmt: skip
+    values = [dict(zip(columns, run, strict=True)) for run in runs]
+    scene = vega.vegalite_to_scenegraph(json.loads(text) | {"data": {"values": values}, "width": 400})
+    bars, lines = list(shapes(scene, "layer_0_marks")), list(shapes(scene, "layer_2_marks"))
+    pixels = 400 / 0.8  # of one
+    assert [bar["width"] for bar in bars] == pytest.approx([0.32 * pixels, 0.6 * pixels, 400])
+    centers = [line["x"] + line["width"] / 2 for line in lines]
+    assert centers == pytest.approx([0.34 * pixels, 0.5 * pixels])
+    for bar, line in zip(bars, lines, strict=False):  # across its bar
+        assert (line["y"], line["height"]) == pytest.approx((bar["y"], bar["height"]))
+    (deviation,) = [each for each in shapes(scene, "layer_1_marks") if abs(each["x2"] - each["x"]) > 1]
+    assert abs(deviation["x2"] - deviation["x"]) == pytest.approx(2 * 0.02 * 2**0.5 * pixels)  # sqrt(2): of a sample
 
 
 @pytest.mark.parametrize("name", sweeps())
@@ -123,7 +171,7 @@ def test_what_is_shown_is_logged():
 def test_the_specification_goes_to_a_file(tmp_path, capsys):
     assert main(["gpvae_ablation", "--output", str(tmp_path / "made" / "spec.json")]) == 0
     assert capsys.readouterr().out == ""
-    assert json.loads((tmp_path / "made" / "spec.json").read_text()).keys() == {"workspace", "report"}
+    assert json.loads((tmp_path / "made" / "spec.json").read_text()).keys() == {"workspace", "report", "chart"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +203,7 @@ def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monke
     from wandb_workspaces.reports.v2 import interface as reports
     from wandb_workspaces.workspaces import interface as workspaces
 
-    sent = []
+    sent, charts = [], []
 
     def upsert(view):
         sent.append((view.entity, view.project, view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
@@ -167,6 +215,11 @@ def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monke
 
         def create_project(self, name, entity):
             pass
+
+        def create_custom_chart(self, **arguments):
+            charts.append(arguments)
+            if len(charts) > 1:
+                raise workspaces.wandb.Error(f"a chart {arguments['name']} already exists")
 
     def answer(api, query, variables):
         if "spec" not in variables:
@@ -186,7 +239,13 @@ def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monke
     assert second.startswith("https://wandb.example/team/trial/reports/")
     assert [place[:2] for place in sent] == [("team", "trial")] * 2
     expected = dashboards.specification("table3_small", "trial")
-    for (_, _, spec), wanted in zip(sent, expected.values(), strict=True):
+    for (_, _, spec), wanted in zip(sent, (expected["workspace"], expected["report"]), strict=True):
         assert list(every(spec, "metrics")) == list(every(wanted, "metrics"))
         assert list(every(spec, "filters")) == list(every(wanted, "filters"))
+        assert set(every(spec, "panelDefId")) == {f"team/{expected['chart']['name']}"}
     assert {each["entityName"] for each in every(sent[1][2], "project")} == {"team"}
+    assert main(["table3_small", "--publish", "--entity", "team", "--project", "trial"]) == 0  # the chart is there
+    assert len(sent) == 4
+    assert [(each["entity"], each["name"], each["spec"]) for each in charts] == [
+        ("team", expected["chart"]["name"], expected["chart"]["spec"])
+    ] * 2

@@ -522,6 +522,8 @@ NEEDS_GPUS = {
 def test_a_gpu_scores_like_a_cpu(method, tmp_path):
     """Trained for a step or two on the GPU, then scored on the CPU with the same weights."""
     name, *overrides = RUNS[method]
+    if method == "csdi":  # else bf16 on the GPU alone
+        overrides.append("trainer.precision=32-true")
     on_gpu = [*overrides, f"run_root={tmp_path / 'gpu'}", "trainer.accelerator=gpu"]
     assert main([name, *on_gpu]) == 0
     folder, results, _ = read(compose(name, on_gpu).folder)
@@ -533,6 +535,18 @@ def test_a_gpu_scores_like_a_cpu(method, tmp_path):
         assert all(np.isfinite(value) for value in results["metrics"].values())
         return
     assert results["metrics"] == pytest.approx(alone["metrics"], rel=1e-2, abs=1e-3)
+
+
+@NEEDS_GPUS[1]
+@pytest.mark.gpu
+@pytest.mark.parametrize(("method", "precision"), [("csdi", "bf16-mixed"), ("gpvae", "32-true")])
+def test_a_gpu_computes_in_the_precision_that_pays(method, precision, tmp_path):
+    name, *overrides = RUNS[method]
+    overrides.append(f"run_root={tmp_path}")
+    assert main([name, *overrides]) == 0
+    results = read(compose(name, overrides).folder)[1]
+    assert (results["precision"], results["device"]) == (precision, torch.cuda.get_device_name(0))
+    assert all(np.isfinite(value) for value in results["metrics"].values())
 
 
 @NEEDS_GPUS[2]

@@ -236,7 +236,7 @@ def test_results_are_complete(finished):
         "validation": dict, "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
         "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list,
         "config_sha256": str, "data_sha256": dict, "data_variant": str, "comparable": bool, "versions": dict,
-        "device": str, "world_size": int, "git_commit": str, "command": str, "finished": str,
+        "device": str, "precision": str, "world_size": int, "git_commit": str, "command": str, "finished": str,
     }  # fmt: skip
     assert {key: type(value) for key, value in results.items()} == types
     experiment = compose("gpvae_digits", [*SMALL, "seed=3"])

@@ -187,7 +187,7 @@ def memory() -> None:
     mebibytes = sum(table.nbytes for table in ensemble.tables) / 2**20
     print(f"memory: {mebibytes:.1f} MiB of features an image in float16 (target 48)", flush=True)
     code = "from experiments.benchmarks import pixel_ensemble; pixel_ensemble.train_on_many()"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
     print(done.stdout, end="", flush=True)
 
 

@@ -78,6 +78,7 @@ def model_of(case: Case, num_rows: int, **options: Any) -> TabDDPM:
     torch.manual_seed(0)
     model = TabDDPM(hidden=case.hidden, ema_decay=0.999, **options)
     model.attach(random_source(case, num_rows))
+    model.on_fit_start()
     return model
 
 

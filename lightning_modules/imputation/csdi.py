@@ -115,6 +115,8 @@ class CSDI(Imputer):
         num_samples: draws of which the imputation is the median.
     """
 
+    precision_on_gpus = "bf16-mixed"  # matrix products fill nearly all of a step; the diffusion's own sums are float32
+
     def __init__(
         self,
         num_features: int,
@@ -220,17 +222,20 @@ class CSDI(Imputer):
             condition = self.network.condition(values[series], observed_mask[series], some_times)
             for first_draw in range(0, len(keys), draws_at_once):
                 chunk = slice(first_draw, first_draw + draws_at_once)
-                draws[chunk, series] = self.reverse(condition, keys[chunk, series])
+                draws[chunk, series] = self.reverse(condition, keys[chunk, series], values.dtype)
         if self.hparams.likelihood == "bernoulli":
             draws.clamp_(0, 1)
         return torch.where(observed_mask, values, draws)
 
-    def reverse(self, condition: Condition, keys: Tensor) -> Tensor:
-        """The reverse process, from noise to [draw, batch, time, feature], of which the hidden entries are of use."""
+    def reverse(self, condition: Condition, keys: Tensor, dtype: torch.dtype) -> Tensor:
+        """The reverse process, from noise to [draw, batch, time, feature], of which the hidden entries are of use.
+
+        Its state keeps ``dtype``, whatever the network computes in: fifty roundings to bf16 would add up.
+        """
         shape = tuple(condition.hidden.shape[1:])
 
         def noise(seed: int) -> Tensor:
-            return normal_by_row(keys.flatten(), shape, seed).to(condition.state.dtype).view(*keys.shape, *shape)
+            return normal_by_row(keys.flatten(), shape, seed).to(dtype).view(*keys.shape, *shape)
 
         steps = torch.arange(self.hparams.num_diffusion_steps, device=keys.device).split(1)
         noisy = noise(seed=len(steps))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.compiled import compiled
 from lightning_modules.networks.denoisers import mlp_denoiser, resnet_denoiser
 from lightning_modules.processes import gaussian, multinomial, schedules
 from lightning_modules.processes.gaussian import ReverseVariance
@@ -57,7 +58,7 @@ class TabDDPM(Synthesizer):
         sampling_steps: network calls for a sample, strided over all diffusion steps; None: all of them.
         reverse_variance: of the noise that a reverse step adds to numbers, see `gaussian.reverse_coefficients`.
         exact_proportions: whether samples have the training part's shares of classes, to one row; or drawn ones.
-        compile: whether the training loss is compiled.
+        compile: whether the training loss is compiled; None: on GPUs that can.
 
     Raises:
         ValueError: an argument is out of range.
@@ -78,7 +79,7 @@ class TabDDPM(Synthesizer):
         sampling_steps: int | None = None,
         reverse_variance: ReverseVariance = "large",
         exact_proportions: bool = False,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         if network == "resnet" and len(set(hidden)) != 1:
@@ -114,12 +115,11 @@ class TabDDPM(Synthesizer):
         self.encoded = source.encoded
         if self.encoded is not None and self.segments:
             self.segments.check(self.encoded.categories)
-        # For the shapes at hand: batches have one or two sizes, and random numbers of symbolic shape are not compiled.
-        self.compiled_losses = torch.compile(self.losses, dynamic=False) if hparams.compile else self.losses
 
     def on_fit_start(self) -> None:
         """Move the training part to the device. No buffer: DDP would send buffers around in every step."""
         self.encoded = type(self.encoded)(*(tensor.to(self.device) for tensor in self.encoded))
+        self.compiled_losses = compiled(self.losses, self.device, self.hparams.compile)
         self.loss_sums, self.num_summed = torch.zeros(2, device=self.device), 0
 
     def training_step(self, batch: RowBatch, batch_index: int) -> Tensor:

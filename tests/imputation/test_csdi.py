@@ -213,6 +213,19 @@ def test_draws_keep_what_is_observed_and_differ_elsewhere():
     assert not torch.equal(module(batch.values, batch.observed_mask).sample(6), draws)
 
 
+def test_mixed_precision_leaves_the_state_of_the_reverse_process_alone():
+    """Of a network that predicts no noise, nothing but the state of the reverse process could be rounded."""
+    module, batch = tiny().eval(), series(5)
+    for parameter in module.network.output.parameters():
+        nn.init.zeros_(parameter)
+    prediction = module(batch.values, batch.observed_mask)
+    draws = prediction.sample(2, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = prediction.sample(2, torch.Generator().manual_seed(0))
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, draws, rtol=0, atol=0)
+
+
 def test_draws_by_row_depend_on_neither_batches_nor_chunks(monkeypatch):
     module = tiny().eval()
     batch = series(5)

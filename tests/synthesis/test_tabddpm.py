@@ -224,16 +224,27 @@ def test_wrong_arguments_are_named():
         TabDDPM(sampling_steps=2000)
 
 
-@pytest.mark.slow
-def test_compiled_losses_are_those_that_are_not():
+def check_compiled(device):
     """In expectation: compiled random numbers are others. Two tables, so that shapes change."""
     for num_rows in (3000, 2000):
         table, losses = mixed(num_rows), {}
-        for compiled in (False, True):
+        for choice in (False, True):
             torch.manual_seed(0)
-            model = TabDDPM(hidden=(16,), num_diffusion_steps=20, compile=compiled)
+            model = TabDDPM(hidden=(16,), num_diffusion_steps=20, compile=choice)
             model.attach(table)
+            model.to(device).on_fit_start()
             torch.manual_seed(1)
             with torch.no_grad():
-                losses[compiled] = torch.stack([model.compiled_losses(*table.encoded) for _ in range(20)]).mean(0)
+                losses[choice] = torch.stack([model.compiled_losses(*model.encoded) for _ in range(20)]).mean(0)
         torch.testing.assert_close(losses[True], losses[False], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_those_that_are_not():
+    check_compiled("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_compiled_losses_are_those_that_are_not_on_a_gpu():
+    check_compiled("cuda")

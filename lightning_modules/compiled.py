@@ -1,0 +1,30 @@
+"""Compiled functions, on devices where they pay."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+
+
+def compiled(function: Callable, device: torch.device, wanted: bool | None) -> Callable:
+    """A function compiled for the shapes that it meets, or itself.
+
+    Args:
+        function: of tensors.
+        device: where the tensors lie.
+        wanted: whether it is compiled; None: on GPUs for which code can be generated here.
+    """
+    if not (can_compile(device) if wanted is None else wanted):
+        return function
+    # Not for all shapes at once: batches have one or two sizes, and random numbers of symbolic shape are not compiled.
+    return torch.compile(function, dynamic=False)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch's compiler can make kernels for a GPU: it wants Triton, a C compiler and compute capability 7."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")  # as Triton looks for them
+    return any(map(shutil.which, compilers)) and torch.cuda.get_device_capability(device) >= (7, 0)

@@ -1,0 +1,64 @@
+"""What GPUs are given that CPUs are not is chosen by what is there; the machine is told to have one."""
+
+import pytest
+import torch
+
+from experiments.build import precision_on_gpus
+from experiments.config import compose
+from lightning_modules import compiled
+from lightning_modules.imputation.brits import BRITS
+from lightning_modules.imputation.csdi import CSDI
+from lightning_modules.synthesis.tabddpm import TabDDPM
+
+
+def machine(monkeypatch, gpus=1, bf16=True, capability=(9, 0), compilers=("gcc",), triton=True):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name if name in compilers else None)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: triton or None)
+    monkeypatch.delenv("CC", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("there", "trainer", "precision"),
+    [
+        ({}, {"accelerator": "auto"}, "bf16-mixed"),
+        ({}, {"accelerator": "gpu"}, "bf16-mixed"),
+        ({}, {}, "bf16-mixed"),
+        ({}, {"accelerator": "cpu"}, None),
+        ({}, {"accelerator": "auto", "precision": "32-true"}, None),
+        ({"bf16": False}, {"accelerator": "auto"}, None),
+        ({"gpus": 0}, {"accelerator": "auto"}, None),
+    ],
+)
+def test_the_precision_of_a_method_for_gpus(there, trainer, precision, monkeypatch):
+    machine(monkeypatch, **there)
+    assert precision_on_gpus(CSDI(3), trainer) == ({"precision": precision} if precision else {})
+    assert precision_on_gpus(BRITS(3), trainer) == {}
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "choice"),
+    [
+        ({}, "cuda", True),
+        ({}, "cpu", False),
+        ({"compilers": ("clang",)}, "cuda", True),
+        ({"compilers": ()}, "cuda", False),
+        ({"triton": False}, "cuda", False),
+        ({"capability": (6, 1)}, "cuda", False),
+    ],
+)
+def test_losses_are_compiled_where_they_can_be(there, device, choice, monkeypatch):
+    machine(monkeypatch, **there)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: ("compiled", function))
+    losses, device = TabDDPM().losses, torch.device(device)
+    assert (compiled.compiled(losses, device, None) == ("compiled", losses)) == choice
+    assert compiled.compiled(losses, device, True) == ("compiled", losses)
+    assert compiled.compiled(losses, device, False) == losses
+
+
+def test_the_choice_is_nobodys_to_make_in_a_configuration():
+    """What a run's identity holds is the same with and without a GPU, so that it continues on either."""
+    assert compose("tabddpm_abalone", []).config["model"]["compile"] is None
+    assert "precision" not in compose("csdi_physionet", []).config["trainer"]
