@@ -151,5 +151,5 @@ class GP(Imputer):
     def configure_optimizers(self) -> dict:
         """Adam, its rate halved at fixed steps where asked for."""
         hparams = self.hparams
-        optimizer = torch.optim.Adam(self.parameters(), lr=hparams.learning_rate)
+        optimizer = torch.optim.Adam(self.parameters(), lr=hparams.learning_rate, fused=True)
         return halved_learning_rate(optimizer, hparams.learning_rate_half_life, hparams.learning_rate_floor)

@@ -247,7 +247,7 @@ def test_the_mean_is_the_median_of_the_draws_that_the_rows_have(monkeypatch):
     drawn = []
     original = module.reverse
     monkeypatch.setattr(
-        module, "reverse", lambda condition, keys: drawn.append(keys.numel()) or original(condition, keys)
+        module, "reverse", lambda condition, keys, dtype: drawn.append(keys.numel()) or original(condition, keys, dtype)
     )
     predictive = module.test_step(batch, 0)
     assert drawn == []  # nothing is drawn before it is asked for
