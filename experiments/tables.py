@@ -353,7 +353,7 @@ def _legend(table: dict[str, Any]) -> str:
     others = "".join(f"; {', '.join(_by_method(table, dict.fromkeys(of, '')))}: {its}" for its, of in by_source.items())
     return (
         f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours, and what a paired t test over "
-        "the seeds that both have does not tell from it (5 %; with fewer than two of them, what prints alike); "
+        "the seeds that both have does not tell from it (5 %; with fewer than three of them, what prints alike); "
         f"published: {table['source']}{others}."
     )
 
@@ -477,7 +477,7 @@ def _best(metric: Metric, rows: list[dict[int, float]]) -> list[bool]:
 def _tied(metric: Metric, values: dict[int, float], best: dict[int, float]) -> bool:
     """Whether the losses of a row, {seed: value}, are not significantly above those of the best on the same seeds."""
     shared = sorted(values.keys() & best.keys())
-    if len(shared) > 1:
+    if len(shared) > 2:  # two differences leave one degree of freedom, by which nearly everything is tied
         difference = paired_difference(*([metric.loss(each[seed]) for seed in shared] for each in (values, best)))
         if difference.std > 0:
             return difference.low <= 0

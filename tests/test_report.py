@@ -110,7 +110,7 @@ def test_a_row_shows_the_seeds_of_its_own_variant_beside_the_published_figure(ru
     assert shown(sheet, ("<", ">")) == [
         ["mean", "–", "–", "–", "–", "0"],
         ["VAE", f"<{mean:.3f} ± {std:.3f}> (0.677 ± 0.002)", "0.677 ± 0.002", "0.500 ± 0.000", "–", "3"],
-        ["GP-VAE", "<0.700 ± 0.000> (0.730 ± 0.006)", "0.730 ± 0.006", "<0.405 ± 0.007>", "0.970 ± 0.000", "2"],
+        ["GP-VAE", "0.700 ± 0.000 (0.730 ± 0.006)", "0.730 ± 0.006", "<0.405 ± 0.007>", "0.970 ± 0.000", "2"],
         ["GP-VAE plus", "0.720", "–", "–", "<0.880>", "1"],
     ]
 
@@ -155,7 +155,7 @@ def test_equal_figures_are_bold_together_and_a_lone_one_is_not(described, tmp_pa
     assert not any(row[3].best for row in sheet.rows)
 
 
-@pytest.mark.parametrize("pairs", [2, 3, 5, 8])
+@pytest.mark.parametrize("pairs", [3, 5, 8])
 @pytest.mark.parametrize("key", ["test/auroc", "test/mse", "test/coverage_90"])
 def test_bold_is_what_the_paired_test_of_scipy_does_not_tell_from_the_best(pairs, key, described, tmp_path):
     generator = np.random.default_rng(pairs)
@@ -175,10 +175,10 @@ def test_bold_is_what_the_paired_test_of_scipy_does_not_tell_from_the_best(pairs
         tied = scipy.stats.ttest_rel(worse, best).pvalue > 0.05
         assert [row[column].best for row in sheet.rows] == [False, True, tied, False]
         verdicts.add(bool(tied))
-    assert pairs == 2 or verdicts == {True, False}
+    assert verdicts == {True, False}
 
 
-def test_without_two_common_seeds_or_randomness_what_prints_alike_is_bold_alike(described, tmp_path):
+def test_without_three_common_seeds_or_randomness_what_prints_alike_is_bold_alike(described, tmp_path):
     for seed in range(3):
         write(tmp_path, "vae_physionet", seed, {"test/auroc": 0.7, "test/mse": 0.5})
         write(tmp_path, "gpvae_physionet", seed, {"test/auroc": 0.6996, "test/mse": 0.5006})
@@ -189,6 +189,10 @@ def test_without_two_common_seeds_or_randomness_what_prints_alike_is_bold_alike(
     sheet = table_sheet("small", collect([tmp_path]))
     assert [row[1].best for row in sheet.rows] == [True, True, True, True]
     assert [row[3].best for row in sheet.rows] == [True, True, False, False]
+    for seed, (best, worse) in enumerate([(0.81, 0.79), (0.83, 0.71)]):  # a t test of two differences tells nothing
+        write(tmp_path / "two", "vae_physionet", seed, {"test/auroc": best})
+        write(tmp_path / "two", "gpvae_physionet", seed, {"test/auroc": worse})
+    assert [row[1].best for row in table_sheet("small", collect([tmp_path / "two"])).rows[1:3]] == [True, False]
 
 
 def test_differences_are_in_published_deviations_and_columns_on_request(runs):
