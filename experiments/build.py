@@ -21,6 +21,7 @@ import filelock
 import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
@@ -355,21 +356,23 @@ def _trainer(
     arguments: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[L.Callback], dry_run: bool
 ) -> L.Trainer:
     progress = any(isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks)
-    return L.Trainer(
-        **{
-            "default_root_dir": str(folder),
-            "logger": logger or False,
-            "callbacks": callbacks,
-            # Lightning's own requeue saves inside a signal's handler, and any later job there would find its file.
-            "plugins": [AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if slurm.is_step() else [])],
-            "use_distributed_sampler": False,  # the DataModule shards without padding
-            "enable_checkpointing": not dry_run,
-            "enable_progress_bar": progress,
-            "enable_model_summary": False,
-            **arguments,
-            **({"fast_dev_run": True} if dry_run else {}),
-        }
-    )
+    complete = {
+        "default_root_dir": str(folder),
+        "logger": logger or False,
+        "callbacks": callbacks,
+        # Lightning's own requeue saves inside a signal's handler, and any later job there would find its file.
+        "plugins": [AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if slurm.is_step() else [])],
+        "use_distributed_sampler": False,  # the DataModule shards without padding
+        "enable_checkpointing": not dry_run,
+        "enable_progress_bar": progress,
+        "enable_model_summary": False,
+        **arguments,
+        **({"fast_dev_run": True} if dry_run else {}),
+    }
+    try:
+        return L.Trainer(**complete)
+    except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU where there is none
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def precision_on_gpus(module: L.LightningModule, arguments: dict[str, Any]) -> dict[str, str]:

@@ -305,14 +305,18 @@ def publish(sweep: str, entity: str, project: str) -> list[str]:
     """
     try:
         with contextlib.redirect_stderr(None):  # it tells the addresses, too
-            _add_chart(entity)
-            return [make(sweep, entity, project).save().url for make in (workspace, report)]
+            refused = _add_chart(entity)
+            addresses = [make(sweep, entity, project).save().url for make in (workspace, report)]
     except Exception as error:  # the library raises bare ones
         reason = " ".join(str(error).split())
         raise ConfigError(f"W&B does not take {sweep} to {entity}/{project}: {reason}") from error
+    if refused:
+        print(f"the chart {entity}/{chart_name()} was not added, as if it were there: {refused}", file=sys.stderr)
+    return addresses
 
 
-def _add_chart(entity: str) -> None:
+def _add_chart(entity: str) -> str | None:
+    """Add the chart to the entity's; why W&B did not take it, where it did not."""
     import wandb
 
     try:
@@ -324,9 +328,9 @@ def _add_chart(entity: str) -> None:
             access="private",
             spec=scores_chart(),
         )
-    except wandb.Error as error:
-        if "already exists" not in str(error):  # from an earlier call: its name tells its contents
-            raise
+    except Exception as error:  # of several kinds; how W&B words that it has the chart already is not documented
+        return " ".join(str(error).split())
+    return None
 
 
 @told_in_a_line

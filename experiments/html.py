@@ -287,6 +287,8 @@ def _run(results: dict[str, Any], label: str, folder: Path) -> Run:
     costs = [f"{_duration(results[key])} {what}" for key, what in COSTS.items() if key in results]
     costs += [f"{memory / 2**30:.1f} GiB"] if memory else []
     device, processes = results.get("device", ""), results.get("world_size", 1)
+    if results.get("precision", "32-true") != "32-true":
+        device = f"{device}, {results['precision']}"
     return Run(
         label,
         results.get("command", ""),

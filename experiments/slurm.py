@@ -66,8 +66,19 @@ def check_resources(experiment: Experiment) -> None:
             f"for --nodes={wanted_nodes}"
         )
     devices = trainer.get("devices", 1)
-    if isinstance(devices, str | list) or devices < 0:  # "auto", a list of indices, -1 for all
+    # Set where the job asked for GPUs; without it there may still be some, which SLURM does not count.
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) if trainer.get("accelerator", "auto") != "cpu" else 0
+    if isinstance(devices, list):
+        devices = len(devices)
+    elif devices in ("auto", -1, "-1") and gpus:
+        devices = gpus
+    if isinstance(devices, str) or devices < 0:  # all CPUs are one device, and what else there is, is not known
         return
+    if 0 < gpus < devices:
+        raise ConfigError(
+            f"trainer.devices={devices}, but SLURM gave {gpus} GPU(s) on a node: set trainer.devices={gpus}, or ask "
+            f"for --gpus-per-node={devices}"
+        )
     if devices * nodes != tasks:
         raise ConfigError(
             f"trainer.devices={devices} on {nodes} node(s), but SLURM started {tasks} task(s), and every device takes "

@@ -132,6 +132,8 @@ def collect(folders: list[Path]) -> Runs:
     runs: dict[tuple[str, str, int], dict[str, Any]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
+            if "wandb" in path.relative_to(folder).parts:  # files of W&B's own
+                continue
             try:
                 results = json.loads(path.read_text())
             except ValueError as error:

@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -23,8 +25,12 @@ def compiled(function: Callable, device: torch.device, wanted: bool | None) -> C
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch's compiler can make kernels for a GPU: it wants Triton, a C compiler and compute capability 7."""
+    """Whether torch's compiler can make kernels for a GPU.
+
+    It wants compute capability 7, and Triton, which builds a C module for itself: with a compiler and Python's headers.
+    """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    compilers = (os.environ.get("CC", ""), "gcc", "clang")  # as Triton looks for them
-    return any(map(shutil.which, compilers)) and torch.cuda.get_device_capability(device) >= (7, 0)
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton looks for them
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return any(map(shutil.which, compilers)) and headers.exists() and torch.cuda.get_device_capability(device) >= (7, 0)

@@ -1,9 +1,11 @@
 """What GPUs are given that CPUs are not is chosen by what is there; the machine is told to have one."""
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from experiments.build import precision_on_gpus
+from experiments.build import build_data, build_module, precision_on_gpus
 from experiments.config import compose
 from lightning_modules import compiled
 from lightning_modules.imputation.brits import BRITS
@@ -11,13 +13,14 @@ from lightning_modules.imputation.csdi import CSDI
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
 
-def machine(monkeypatch, gpus=1, bf16=True, capability=(9, 0), compilers=("gcc",), triton=True):
+def machine(monkeypatch, gpus=1, bf16=True, capability=(9, 0), compilers=("gcc",), triton=True, headers=True, cc=None):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name if name in compilers else None)
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: triton or None)
-    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(compiled.Path, "exists", lambda path: headers)
+    monkeypatch.setenv("CC", cc) if cc else monkeypatch.delenv("CC", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,9 @@ def test_the_precision_of_a_method_for_gpus(there, trainer, precision, monkeypat
         ({"compilers": ("clang",)}, "cuda", True),
         ({"compilers": ()}, "cuda", False),
         ({"triton": False}, "cuda", False),
+        ({"headers": False}, "cuda", False),
+        ({"cc": "gone"}, "cuda", False),
+        ({"cc": "icx", "compilers": ("icx",)}, "cuda", True),
         ({"capability": (6, 1)}, "cuda", False),
     ],
 )
@@ -58,7 +64,28 @@ def test_losses_are_compiled_where_they_can_be(there, device, choice, monkeypatc
     assert compiled.compiled(losses, device, False) == losses
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # in Lightning
+@pytest.mark.parametrize("method", ["gp", "vae", "hivae", "gpvae", "brits", "gruigan", "csdi"])
+def test_optimisers_are_fused(method):
+    module = build_module(compose(f"{method}_digits"))
+    module.trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False)
+    module.trainer.strategy.connect(module)
+    module.trainer.fit_loop._data_source.instance = DataLoader([0])
+    found = module.configure_optimizers()
+    optimizers = [found["optimizer"]] if isinstance(found, dict) else found if isinstance(found, list) else [found]
+    assert all(group["fused"] for optimizer in optimizers for group in optimizer.param_groups)
+
+
+def test_loaders_pin_memory_for_a_gpu(monkeypatch):
+    data = build_data(compose("mean_digits"))
+    data.prepare_data()
+    data.setup("fit")
+    for gpus in (0, 1):
+        machine(monkeypatch, gpus=gpus)
+        assert data.train_dataloader().pin_memory == bool(gpus)
+
+
 def test_the_choice_is_nobodys_to_make_in_a_configuration():
     """What a run's identity holds is the same with and without a GPU, so that it continues on either."""
-    assert compose("tabddpm_abalone", []).config["model"]["compile"] is None
-    assert "precision" not in compose("csdi_physionet", []).config["trainer"]
+    assert compose("tabddpm_abalone").config["model"]["compile"] is None
+    assert "precision" not in compose("csdi_physionet").config["trainer"]

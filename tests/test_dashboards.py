@@ -200,6 +200,7 @@ def test_without_a_login_nothing_is_published(tmp_path, capsys, monkeypatch):
 
 def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monkeypatch):
     """W&B's server is played; what is sent is what is printed without a login, and says where the runs are."""
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
     from wandb_workspaces.reports.v2 import interface as reports
     from wandb_workspaces.workspaces import interface as workspaces
 
@@ -219,7 +220,7 @@ def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monke
         def create_custom_chart(self, **arguments):
             charts.append(arguments)
             if len(charts) > 1:
-                raise workspaces.wandb.Error(f"a chart {arguments['name']} already exists")
+                raise WandbApiFailedError(f"{arguments['name']} is taken")
 
     def answer(api, query, variables):
         if "spec" not in variables:
@@ -244,7 +245,11 @@ def test_publishing_sends_the_specification_to_the_entitys_project(capsys, monke
         assert list(every(spec, "filters")) == list(every(wanted, "filters"))
         assert set(every(spec, "panelDefId")) == {f"team/{expected['chart']['name']}"}
     assert {each["entityName"] for each in every(sent[1][2], "project")} == {"team"}
-    assert main(["table3_small", "--publish", "--entity", "team", "--project", "trial"]) == 0  # the chart is there
+    assert main(["table3_small", "--publish", "--entity", "team", "--project", "trial"]) == 0
+    assert capsys.readouterr().err == (
+        f"the chart team/{expected['chart']['name']} was not added, as if it were there: "
+        f"{expected['chart']['name']} is taken\n"
+    )
     assert len(sent) == 4
     assert [(each["entity"], each["name"], each["spec"]) for each in charts] == [
         ("team", expected["chart"]["name"], expected["chart"]["spec"])

@@ -393,6 +393,13 @@ def test_another_configuration_is_refused(copied, capsys):
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_the_trainer_refuses_is_one_line(tmp_path, capsys):
+    run(tmp_path, "mean_digits", *DIGITS, "trainer.accelerator=gpu", status=2)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == "error: trainer: No supported gpu backend found!"
+
+
 def test_two_processes_do_not_share_a_folder(copied, capsys):
     folder, again = copied
     with filelock.FileLock(folder / ".lock"):
