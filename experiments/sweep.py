@@ -3,7 +3,8 @@
 python -m experiments.sweep table2 --count              how many cells; imports no torch
 python -m experiments.sweep table2 --list               a line for each: index, experiment, overrides, seed, run folder
 python -m experiments.sweep table2 --index 3            run one cell here, such as one task of a SLURM array
-python -m experiments.sweep table2 --local --jobs 2     run every cell that is not finished, two at a time
+python -m experiments.sweep table2                      run every cell that is not finished, here, one after another
+python -m experiments.sweep table2 --local --jobs 2     the same, two at a time
 python -m experiments.sweep table2 --status             what is done, running, failed, unfinished, missing
 python -m experiments.sweep table2 --array              the numbers of the cells to run, as sbatch --array takes them
 python -m experiments.sweep table2 --wandb              the same cells as a sweep of W&B, for ``wandb sweep``
@@ -311,15 +312,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", help="a sweep, one of those below")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="laid over every cell")
-    mode = parser.add_mutually_exclusive_group(required=True)
+    mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--count", action="store_true", help="print the number of cells")
     mode.add_argument("--list", action="store_true", help="print a line for each cell")
     mode.add_argument("--index", type=int, metavar="K", help="run cell K in this process")
-    mode.add_argument("--local", action="store_true", help="run all unfinished cells on this machine")
+    mode.add_argument("--local", action="store_true", help="run all unfinished cells on this machine (default)")
     mode.add_argument("--status", action="store_true", help="print how far each cell is")
     mode.add_argument("--array", action="store_true", help="print the cells neither done nor running: 0-3,7")
     mode.add_argument("--wandb", action="store_true", help="print the definition of the same sweep for W&B, as YAML")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="with --local: cells at a time (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="of all cells: so many at a time (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --wandb: write to a file")
     return parser
 
@@ -356,7 +357,7 @@ def _main(arguments: argparse.Namespace) -> int:
         print(_array(resolved))
     elif arguments.wandb:
         tell(wandb_sweep(arguments.name, resolved, arguments.overrides), arguments.output)
-    elif arguments.local:
+    elif arguments.index is None:
         return _local(arguments.name, resolved, arguments.jobs)
     elif 0 <= arguments.index < len(resolved):
         run_here(resolved[arguments.index][1])

@@ -3,19 +3,21 @@
 A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a data set, and whether ``ours``,
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
 variant), the published ``figures`` and their ``source`` (``sources`` holds those of experiments with another), the
-``sweep`` that makes the runs, and ``overrides`` that all of them share. A row shows the runs of its own variant and no
-others; those on other data than the published stand in, marked, where there are no comparable ones, and count as any
-other in a table with ``substitutes``. With ``spread``, which says of what, the standard deviations are those within
-runs and not over seeds; a ``transposed`` table is printed with its rows as columns.
+``sweep`` that makes the runs, and ``overrides`` that all of them share, or all on a data set (``dataset_overrides``). A
+row shows the runs of its own variant and no others; those on other data than the published stand in, marked, where
+there are no comparable ones, and count as any other in a table with ``substitutes``. With ``spread``, which says of
+what, the standard deviations are those within runs and not over seeds; a ``transposed`` table is printed with its rows
+as columns.
 """
 
+import itertools
 import json
 import math
 import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -81,6 +83,9 @@ METRICS = {
     "test/miou_ignore": Metric("mIoU of annotated pixels", "max"),
     "test/pixel_accuracy": Metric("pixel accuracy", "max"),
     "test/bits_per_dim": Metric("bits per dimension", "min"),
+    "val/nll": Metric("validation NLL", "min"),
+    "val/mse": Metric("validation MSE", "min"),
+    "val/mae": Metric("validation MAE", "min"),
     "quality/column_shapes": Metric("column shapes", "max"),
     "quality/pair_trends": Metric("pair trends", "max"),
     "quality/detection_logistic": Metric("detection, logistic", "max"),
@@ -148,8 +153,14 @@ def collect(folders: list[Path]) -> Runs:
 
 
 def scores(results: list[dict[str, Any]], metric: str) -> list[float]:
-    """A metric of each run that has it; older files lack some."""
-    return [each["metrics"][metric] for each in results if metric in each["metrics"]]
+    """A metric of each run that has it, ``val/...`` of its last validation; older files lack some."""
+    return list(_by_run(results, metric).values())
+
+
+def _by_run(results: list[dict[str, Any]], metric: str) -> dict[int, float]:
+    """A metric of each run that has it, by its place among the runs."""
+    known = [each["metrics"] | each.get("validation", {}) for each in results]
+    return {place: its[metric] for place, its in enumerate(known) if metric in its}
 
 
 def run_names(results: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
@@ -252,15 +263,20 @@ class Row:
     listed: bool = True
     reference: bool = False
     substitutes: bool = False  # whether runs on other data than the published count as any other
+    variants: dict[str, str] = field(default_factory=dict)  # on the data sets on which it is another one
 
     @property
     def name(self) -> str:
         """Method and overrides."""
         return " ".join([self.method, *(f"{key}={value}" for key, value in self.overrides.items())])
 
+    def key(self, dataset: str) -> tuple[str, str]:
+        """Experiment and variant on a data set."""
+        return f"{self.method}_{dataset}", self.variants.get(dataset, self.variant)
+
     def runs(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
         """Its results on a data set, one for each seed, without those on a substitute for it."""
-        found = runs.get((f"{self.method}_{dataset}", self.variant), [])
+        found = runs.get(self.key(dataset), [])
         return [each for each in found if self.substitutes or each.get("comparable", True)]
 
     def shown(self, dataset: str, runs: Runs) -> list[dict[str, Any]]:
@@ -279,6 +295,9 @@ def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
             variant_name(own | shared),
             reference=each.get("reference", False),
             substitutes=table.get("substitutes", False),
+            variants={
+                dataset: variant_name(own | shared | its) for dataset, its in table.get("dataset_overrides", {}).items()
+            },
         )
         for each in table["rows"]
     ]
@@ -287,12 +306,12 @@ def listed_rows(table: dict[str, Any], **further: Any) -> list[Row]:
 def _other_rows(table: dict[str, Any], listed: list[Row], runs: Runs) -> list[Row]:
     """A row for each further variant of the table's methods on its data sets."""
     titles = {row.method: row.title for row in reversed(listed)}
-    known = {(row.method, row.variant) for row in listed}
+    known = {row.key(column["dataset"]) for row in listed for column in table["columns"]}
     others: dict[tuple[str, str], Row] = {}
     for row in listed:
         for dataset in {column["dataset"] for column in table["columns"]}:
             for experiment, variant in runs:
-                if experiment == f"{row.method}_{dataset}" and (row.method, variant) not in known:
+                if experiment == f"{row.method}_{dataset}" and (experiment, variant) not in known:
                     title = f"{titles[row.method]} {variant_label(runs[experiment, variant][0])}"
                     others[row.method, variant] = Row(title, row.method, {}, variant, listed=False)
     order = [row.method for row in listed]
@@ -324,9 +343,7 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
     datasets = {column["dataset"] for column in table["columns"]}
     known = runs.keys() | {(cell.experiment, variant_name(cell.values)) for cell in cells(table["sweep"])}
     known |= {(experiment, variant_name({})) for experiment in table["figures"]}
-    rows = [
-        row for row in listed_rows(table) if any((f"{row.method}_{each}", row.variant) in known for each in datasets)
-    ]
+    rows = [row for row in listed_rows(table) if any(row.key(each) in known for each in datasets)]
     if every:
         rows += _other_rows(table, rows, runs)
     headings, columns = [Column("method")], [[Cell(row.title) for row in rows]]
@@ -339,7 +356,8 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
             found = [row.runs(column["dataset"], runs) for row in rows]
             columns.append([replace(bootstrap_cell(its), runs=run_names(its)) for its in found])
     lines = [list(line) for line in zip(*columns, strict=True)]
-    notes = [_legend(table), *_seeds(table, rows, runs), *_warnings(rows, sorted(datasets), runs)]
+    notes = [_legend(table), *_seeds(table, rows, runs), *_noise(table, rows, runs)]
+    notes += _warnings(rows, sorted(datasets), runs)
     if any(cell.substitute for line in lines for cell in line):
         notes.insert(1, f"{SUBSTITUTE} on other data than the published, so compared with nothing.")
     if table.get("transposed"):
@@ -372,6 +390,25 @@ def _seeds(table: dict[str, Any], rows: list[Row], runs: Runs) -> list[str]:
     usual = statistics.mode(counts.values())
     others = [f"{label} {count}" for label, count in counts.items() if count != usual]
     return [f"Seeds of each figure: {usual}{'; but ' if others else ''}{', '.join(others)}."]
+
+
+def _noise(table: dict[str, Any], rows: list[Row], runs: Runs) -> list[str]:
+    """At most one line for each data set: how much of the published order is within the noise of the scored rows."""
+    lines = []
+    for dataset in dict.fromkeys(column["dataset"] for column in table["columns"]):
+        noise = [value for row in rows for value in scores(row.runs(dataset, runs), "test/auroc_std")]
+        experiments = dict.fromkeys(f"{row.method}_{dataset}" for row in rows)
+        found = [table["figures"].get(each, {}) for each in experiments]
+        published = sorted(each["test/auroc"][0] for each in found if "test/auroc" in each)
+        gaps = [high - low for low, high in itertools.pairwise(published)]
+        within = sum(gap < statistics.fmean(noise) for gap in gaps) if noise else 0
+        if within:
+            lines.append(
+                f"Drawing the scored rows of {dataset} anew moves an AUROC by {statistics.fmean(noise):.3f} (standard "
+                f"deviation, bootstrap): {within} of the {len(gaps)} gaps between neighbours in the published order "
+                "are smaller, which one split does not settle."
+            )
+    return lines
 
 
 def _warnings(rows: list[Row], datasets: list[str], runs: Runs) -> list[str]:
@@ -459,7 +496,7 @@ def _column(
 
 
 def _by_seed(results: list[dict[str, Any]], metric: str) -> dict[int, float]:
-    return {each["seed"]: each["metrics"][metric] for each in results if metric in each["metrics"]}
+    return {results[place]["seed"]: value for place, value in _by_run(results, metric).items()}
 
 
 def _best(metric: Metric, rows: list[dict[int, float]]) -> list[bool]:

@@ -241,7 +241,7 @@ class StandIn:
         self.path.write_text(json.dumps(plan))
         log = self.path.with_suffix(".log")
         log.write_text("")
-        status = main(["small", "--local", "--jobs", str(jobs), *self.overrides])
+        status = main(["small", *(["--local", "--jobs", str(jobs)] if jobs > 1 else []), *self.overrides])
         folders = [str(experiment.folder) for experiment in self.experiments]
         lines = [line.split() for line in sorted(log.read_text().splitlines())]
         return status, [(event, folders.index(folder)) for _, event, folder in lines]
