@@ -37,7 +37,7 @@ class Panel(NamedTuple):
     """One variable of one series, in its own unit."""
 
     title: str
-    unit: str
+    label: str  # of the vertical axis: the variable, with its unit where it has one
     times: NDArray[np.float64]  # [time]
     truth: NDArray[np.float64]  # [time]
     observed: NDArray[np.bool_]  # [time]
@@ -84,7 +84,9 @@ def panels_figure(rows: Sequence[Sequence[Panel]], time_label: str) -> Figure:
         handles = {}
         for ax in axes.flat:
             handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+        width = 0.6 + 0.07 * max(map(len, handles))  # inches of the widest entry, about
+        columns = min(len(handles), max(1, int(size[0] / width)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -100,7 +102,7 @@ def _draw(panel: Panel, ax: Any) -> None:
     hidden = panel.times[panel.hidden], panel.truth[panel.hidden]
     ax.plot(*hidden, "D", mfc="white", mec="#B00020", mew=1.3, ms=5, label="hidden truth", zorder=5)
     ax.set_title(panel.title)
-    ax.set_ylabel(panel.unit)
+    ax.set_ylabel(panel.label)
 
 
 def frames_figure(rows: Mapping[str, NDArray[np.float64]]) -> Figure:
@@ -195,7 +197,8 @@ def panels(
                 for name, mean in means.items()
             }
             title = f"{names[j]}, series {int(batch.index[series])}"
-            row.append(Panel(title, units[j], times.astype(float), offset + scale * truth, observed, hidden, curves))
+            label = f"{names[j]} [{units[j]}]" if units[j] else names[j]
+            row.append(Panel(title, label, times.astype(float), offset + scale * truth, observed, hidden, curves))
         rows.append(row)
     return rows
 

@@ -17,8 +17,10 @@ class FiniteGradients(L.Callback):
 
     Dropped gradients become zeros instead of ``None``: an adaptive optimizer lets its moments decay and takes a step of
     what momentum is left, bounded by the learning rate. In exchange nobody waits for the device: on a GPU the zeros are
-    written by a kernel that depends on the flag, the counts live there too, and the host reads them once in
-    ``max_consecutive`` steps (it notices a failure at most that much later). On the CPU it reads them at each step.
+    written by a kernel that depends on the flag, the counts live there too, and copies of them are sent to the host
+    twice in ``max_consecutive`` steps, each of which is read when the next is sent, steps after it has arrived. So a
+    failure is noticed at most ``max_consecutive`` steps later, in the same step on all ranks. On the CPU the counts are
+    read at each step.
 
     Each optimizer has a row of its own: one whose steps are good does not hide another that has failed.
 
@@ -40,6 +42,7 @@ class FiniteGradients(L.Callback):
         # By the optimizer, on its device: [3] int64, dropped in all, in the present row, in the longest row.
         self._counts: dict[int, Tensor] = {}
         self._calls = 0
+        self._sent: tuple[Tensor, torch.Event, int] | None = None  # counts, when they are there, and as of which step
 
     @torch.no_grad()
     def on_before_optimizer_step(
@@ -52,13 +55,22 @@ class FiniteGradients(L.Callback):
         bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # []
         self._count(id(optimizer), bad)
         self._calls += 1
-        no_wait = bad.device.type == "cpu"
-        if no_wait or self._calls % self.max_consecutive == 0:
-            self._read(trainer, pl_module)
-        if no_wait and not bad:
-            return
+        if self._at_hand(bad):
+            self._read(trainer, pl_module, self._all_counts, trainer.global_step)
+            if not bad:
+                return
+        elif self._calls % ((self.max_consecutive + 1) // 2) == 0:
+            if self._sent is not None:
+                counts, arrival, step = self._sent
+                arrival.synchronize()
+                self._read(trainer, pl_module, counts, step)
+            self._send(trainer.global_step)
         for gradient in gradients:
             gradient.masked_fill_(bad, 0.0)  # a product would not do: NaN times 0 is NaN
+
+    def _at_hand(self, flag: Tensor) -> bool:
+        """Whether the host can read it without waiting for a device."""
+        return flag.device.type == "cpu"
 
     def _count(self, optimizer: int, bad: Tensor) -> None:
         dropped, row, longest = self._counts.get(optimizer, torch.zeros(3, dtype=torch.int64, device=bad.device))
@@ -66,25 +78,35 @@ class FiniteGradients(L.Callback):
         self._counts[optimizer] = torch.stack([dropped + bad, row, torch.maximum(longest, row)])
 
     @property
-    def _totals(self) -> tuple[int, int]:
-        """Dropped in all, and in the longest row of any optimizer; waits for the device."""
-        if not self._counts:
-            return self._skipped_before, 0
-        dropped, _, longest = torch.stack(list(self._counts.values())).T.tolist()
+    def _all_counts(self) -> Tensor:
+        """[optimizer, 3] int64, on their device."""
+        return torch.stack(list(self._counts.values()))
+
+    def _send(self, step: int) -> None:
+        """Begin to copy the counts to the host, into pinned memory."""
+        counts = self._all_counts
+        arrival = torch.Event(counts.device)
+        self._sent = (counts.to("cpu", non_blocking=True), arrival, step)
+        arrival.record()
+
+    def _totals(self, counts: Tensor) -> tuple[int, int]:
+        """Dropped in all, and in the longest row of any optimizer; waits for the device that ``counts`` are on."""
+        dropped, _, longest = counts.T.tolist()
         return self._skipped_before + sum(dropped), max(longest)
 
-    def _read(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        skipped, longest = self._totals
+    def _read(self, trainer: L.Trainer, pl_module: L.LightningModule, counts: Tensor, step: int) -> None:
+        skipped, longest = self._totals(counts)
         if skipped > self.skipped_steps:
             log.warning(
                 "gradients were not finite: %d step(s) dropped by step %d, %d in all",
                 skipped - self.skipped_steps,
-                trainer.global_step,
+                step,
                 skipped,
             )
             pl_module.log("train/skipped_steps", float(skipped), on_step=True, on_epoch=False)
         self.skipped_steps = skipped
         if longest >= self.max_consecutive:
+            _, longest = self._totals(self._all_counts)  # of now: nothing is left to be kept waiting
             raise FloatingPointError(self._diagnosis(trainer, pl_module, longest))
 
     @staticmethod
@@ -114,9 +136,9 @@ class FiniteGradients(L.Callback):
 
     def state_dict(self) -> dict[str, int]:
         """The number of dropped steps, which a resumed run adds to."""
-        return {"skipped_steps": self._totals[0]}
+        return {"skipped_steps": self._totals(self._all_counts)[0] if self._counts else self._skipped_before}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting; a row of dropped steps starts anew."""
         self.skipped_steps = self._skipped_before = state_dict["skipped_steps"]
-        self._counts = {}
+        self._counts, self._sent = {}, None

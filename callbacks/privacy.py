@@ -1,15 +1,71 @@
 """How close synthetic rows are to those that the generating model was trained on."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
+from sklearn import config_context
 from sklearn.metrics import pairwise_distances_argmin_min
-from sklearn.metrics.pairwise import paired_euclidean_distances
 
 from callbacks.encoding import EncodedTables, Table, Task
 
 MAX_ROWS = 50_000  # of either side, as published
 WIDEST_DENSE = 512  # columns, indicators of categories included, up to which matrix products beat sparse rows
+BLOCK_BYTES = 2**26  # of rows with their indicators at a time
+
+
+@dataclass(frozen=True)
+class Points:
+    """Rows between which there is a distance: Euclidean of the numbers; a category that differs adds 1 to the square.
+
+    Attributes:
+        numbers: float64 [row, column].
+        ranks: int32 [row, column], number of the category.
+        counts: int64 [column], number of categories of each column.
+    """
+
+    numbers: NDArray[np.float64]
+    ranks: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Points":
+        return Points(self.numbers[rows], self.ranks[rows], self.counts)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether `coordinates` are."""
+        return self.numbers.shape[1] + self.counts.sum() <= WIDEST_DENSE
+
+    @property
+    def bytes_of_row(self) -> int:
+        """Memory of a row of `coordinates`."""
+        categories = 8 * int(self.counts.sum()) if self.is_dense else 12 * len(self.counts)
+        return 8 * self.numbers.shape[1] + categories
+
+    def coordinates(self) -> NDArray[np.float64] | csr_matrix:
+        """Numbers and an indicator of each category, [row, coordinate]; the Euclidean distance is that of the rows."""
+        num_rows, num_columns = self.ranks.shape
+        ends = np.cumsum(self.counts)
+        indicators = csr_matrix(
+            (
+                np.full(self.ranks.size, np.sqrt(0.5)),  # two categories that differ: 1/2 + 1/2
+                (self.ranks + ends - self.counts).ravel().astype(np.int32),
+                (np.arange(num_rows + 1) * num_columns).astype(np.int32),
+            ),
+            shape=(num_rows, int(self.counts.sum())),
+        )
+        if self.is_dense:
+            return np.hstack([self.numbers, indicators.toarray()])
+        return csr_matrix(hstack([self.numbers, indicators]))
+
+    def distances_to(self, others: "Points") -> NDArray[np.float64]:
+        """Distance [row] of each row to the one in its place."""
+        square = np.square(self.numbers - others.numbers).sum(axis=1)
+        return np.sqrt(square + (self.ranks != others.ranks).sum(axis=1))
 
 
 def privacy_scores(synthetic: Table, train: Table, holdout: Table, task: Task) -> dict[str, float]:
@@ -96,19 +152,34 @@ def share_closer_to_train(
     return float(np.mean((to_train < to_holdout) + 0.5 * (to_train == to_holdout)))
 
 
-def nearest_distances(
-    queries: NDArray[np.float64] | csr_matrix, references: NDArray[np.float64] | csr_matrix
-) -> NDArray[np.float64]:
-    """Euclidean distance of each query [query, column] to its nearest reference [reference, column].
+def nearest_distances(queries: Points, references: Points) -> NDArray[np.float64]:
+    """Distance of each query to its nearest reference.
 
     The nearest is found block by block from products in float64 and its distance then computed from the difference, so
-    that a copy is at distance 0: the matrix [query, reference] never exists.
+    that a copy is at distance 0. Neither the matrix [query, reference] nor all indicators ever exist: beside the points
+    themselves this takes some `BLOCK_BYTES`.
 
     Returns:
         float64 [query].
     """
-    nearest, _ = pairwise_distances_argmin_min(queries, references)
-    return paired_euclidean_distances(queries, references[nearest])
+    step = max(256, BLOCK_BYTES // queries.bytes_of_row)
+    distances = np.empty(len(queries))
+    # What scikit-learn does with sparse rows, it does in chunks of its own, of a GiB if it is not told otherwise.
+    with config_context(working_memory=BLOCK_BYTES / 2**20):
+        for start in range(0, len(queries), step):
+            some = queries[start : start + step]
+            coordinates, nearest, smallest = (
+                some.coordinates(),
+                np.zeros(len(some), np.int64),
+                np.full(len(some), np.inf),
+            )
+            for other in range(0, len(references), step):
+                block = references[other : other + step].coordinates()
+                place, distance = pairwise_distances_argmin_min(coordinates, block)
+                closer = distance < smallest
+                nearest[closer], smallest[closer] = other + place[closer], distance[closer]
+            distances[start : start + step] = some.distances_to(references[nearest])
+    return distances
 
 
 def _encode(tables: dict[str, Table], task: Task) -> EncodedTables:
@@ -138,35 +209,18 @@ def _sample(num_rows: int, limit: int | None, generator: np.random.Generator) ->
     return generator.choice(num_rows, limit, replace=False)
 
 
-def _points(data: EncodedTables, rows: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.float64] | csr_matrix]:
-    """Chosen rows of each table as points [row, column], with the published distance between them."""
+def _points(data: EncodedTables, rows: dict[str, NDArray[np.int64]]) -> dict[str, Points]:
+    """Chosen rows of each table as points, with the published distance between them."""
     numericals = {name: X[rows[name]].astype(np.float64) for name, X in data.numericals.items()}
-    ranks = {name: each[rows[name]] for name, each in data.categories.items()}
+    ranks = {name: each[rows[name]].astype(np.int32) for name, each in data.categories.items()}
     targets = {name: y[rows[name]] for name, y in data.targets.items()}
     counts = data.counts
     if data.num_classes:
-        ranks = {name: np.column_stack([each, targets[name]]) for name, each in ranks.items()}
+        ranks = {name: np.column_stack([each, targets[name].astype(np.int32)]) for name, each in ranks.items()}
         counts = np.append(counts, data.num_classes)
     else:
         numericals = {name: np.column_stack([X, targets[name]]) for name, X in numericals.items()}
     minimum, maximum = numericals["train"].min(axis=0), numericals["train"].max(axis=0)
     width = np.where(maximum > minimum, maximum - minimum, 1.0)
-    scaled = {name: (X - minimum) / width for name, X in numericals.items()}
     # One indicator more a column: a held-out category that training lacks differs from all others, as any does.
-    ends = np.cumsum(counts + 1)
-    points = {}
-    for name, each in ranks.items():
-        num_rows, num_columns = each.shape
-        indicators = csr_matrix(
-            (
-                np.full(each.size, np.sqrt(0.5)),  # two categories that differ: 1/2 + 1/2
-                (each + ends - counts - 1).ravel().astype(np.int32),
-                (np.arange(num_rows + 1) * num_columns).astype(np.int32),
-            ),
-            shape=(num_rows, ends[-1] if num_columns else 0),
-        )
-        if scaled[name].shape[1] + indicators.shape[1] <= WIDEST_DENSE:
-            points[name] = np.hstack([scaled[name], indicators.toarray()])
-        else:
-            points[name] = csr_matrix(hstack([scaled[name], indicators]))
-    return points
+    return {name: Points((X - minimum) / width, ranks[name], counts + 1) for name, X in numericals.items()}

@@ -9,7 +9,8 @@ class SameData(L.Callback):
     """Keeps the sums of the data, and of the weights that parts of the method were made from, in the checkpoints.
 
     Attributes:
-        sums: SHA-256 by the name of each file; known when the data are.
+        sums: SHA-256 by the name of each file; known when the data are. Of a method that has drawn a noise for all
+            images, "noise" as well, from the test on: a checkpoint holds the noise itself, which is used again.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,12 @@ class SameData(L.Callback):
             self.sums = dict(trainer.datamodule.data_sha256)
             for each in weights:
                 self.sums |= each
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the sum of a noise, which is now what the method was trained with."""
+        for part in pl_module.modules():
+            if hasattr(part, "noise_sha256"):
+                self.sums["noise"] = part.noise_sha256
 
     def state_dict(self) -> dict[str, Any]:
         """The sums."""

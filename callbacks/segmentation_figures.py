@@ -27,23 +27,25 @@ def coloured(labels: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray
 
 
 def segmentation_figure(
-    images: NDArray[np.uint8],
-    masks: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    uncertainty: NDArray[np.float32],
+    images: Sequence[NDArray[np.uint8]],
+    masks: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.int64]],
+    uncertainty: Sequence[NDArray[np.float32]],
     palette: NDArray[np.uint8],
     class_names: Sequence[str],
 ) -> Figure:
     """A row for each image, and the classes that occur, in their colours.
 
     Args:
-        images: [image, 3, height, width].
-        masks: [image, height, width], the truth.
-        labels: [image, height, width], what was predicted.
-        uncertainty: [image, height, width], nats.
+        images: [3, height, width] each.
+        masks: [height, width] each, the truth.
+        labels: [height, width] each, what was predicted.
+        uncertainty: [height, width] each, nats.
         palette: [class, 3].
         class_names: by their numbers.
     """
+    most = max(float(each.max()) for each in uncertainty)
+    seen = set().union(*(np.unique(each).tolist() for each in (*masks, *labels)))
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(7.2, 1.75 * len(images) + 0.9), dpi=150, layout="constrained")
         axes = figure.subplots(len(images), len(_COLUMNS), squeeze=False)
@@ -51,14 +53,14 @@ def segmentation_figure(
             shown = (images[row].transpose(1, 2, 0), coloured(masks[row], palette), coloured(labels[row], palette))
             for ax, picture in zip(line, shown, strict=False):
                 ax.imshow(picture, interpolation="nearest")
-            heat = line[-1].imshow(uncertainty[row], cmap="magma", vmin=0, vmax=max(float(uncertainty.max()), 1e-6))
+            heat = line[-1].imshow(uncertainty[row], cmap="magma", vmin=0, vmax=max(most, 1e-6))
             for ax in line:
                 ax.set_xticks([])
                 ax.set_yticks([])
         for ax, title in zip(axes[0], _COLUMNS, strict=True):
             ax.set_title(title)
         figure.colorbar(heat, ax=axes[:, -1], shrink=0.6)
-        occurring = [number for number in range(len(palette)) if (masks == number).any() or (labels == number).any()]
+        occurring = [number for number in range(len(palette)) if number in seen]
         handles = [mpl.patches.Patch(color=palette[number] / 255, label=class_names[number]) for number in occurring]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(7, max(len(handles), 1)), frameon=False)
     return figure
@@ -117,7 +119,7 @@ def _show(ax: Axes, picture: NDArray[np.uint8]) -> None:
 
 
 class SegmentationFigure(L.Callback):
-    """Writes ``segmentations.png`` after a test, and hands it to a logger of images.
+    """Writes ``segmentations.png`` after a test, without what pads pictures, and hands it to a logger of images.
 
     Args:
         folder: where the file goes.
@@ -126,7 +128,7 @@ class SegmentationFigure(L.Callback):
 
     def __init__(self, folder: str | Path, num_images: int = 4) -> None:
         self.path, self.num_images = Path(folder) / "segmentations.png", num_images
-        self._shown: list[tuple[NDArray[Any], ...]] = []
+        self._shown: list[list[NDArray[Any]]] = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""
@@ -138,13 +140,14 @@ class SegmentationFigure(L.Callback):
         """Keep the images to be shown."""
         if trainer.is_global_zero and len(self._shown) < self.num_images:
             parts = (batch.images, batch.masks, outputs.labels, outputs.uncertainty)
-            self._shown += list(zip(*(part.cpu().numpy() for part in parts), strict=True))
+            shown = zip(*(part.cpu().numpy() for part in parts), batch.extent.tolist(), strict=True)
+            self._shown += [[part[..., :height, :width] for part in each] for *each, (height, width) in shown]
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw."""
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
-        parts = (np.stack(part) for part in zip(*self._shown[: self.num_images], strict=True))
+        parts = zip(*self._shown[: self.num_images], strict=True)
         figure = segmentation_figure(*parts, data.palette, data.class_names)
         keep_figure(figure, self.path, trainer.logger)

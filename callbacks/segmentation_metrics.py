@@ -18,6 +18,7 @@ class Batch(Protocol):
     """Annotated images."""
 
     masks: Tensor  # [batch, height, width] uint8
+    extent: Tensor  # [batch, 2] int64, height and width of the picture in the upper left corner; the rest is padding
 
 
 class PixelCounts(Metric):
@@ -36,16 +37,20 @@ class PixelCounts(Metric):
         # The last row holds the pixels without annotation.
         self.add_state("counts", torch.zeros(num_classes + 1, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, labels: Tensor, masks: Tensor) -> None:
+    def update(self, labels: Tensor, masks: Tensor, extent: Tensor) -> None:
         """Add images.
 
         Args:
             labels: [batch, height, width] int64, what was predicted, in 0..num_classes-1.
             masks: [batch, height, width] uint8, the truth.
+            extent: [batch, 2] int64, height and width of what is counted of each image, from its upper left corner on.
         """
         truth = masks.long()
         truth = torch.where(truth == self.ignore_label, self.num_classes, truth)
-        pairs = (truth * self.num_classes + labels).flatten()
+        rows, columns = (torch.arange(side, device=extent.device) for side in masks.shape[1:])
+        height, width = extent[:, :, None].unbind(1)  # [batch, 1] each
+        picture = (rows < height)[:, :, None] & (columns < width)[:, None]
+        pairs = (truth * self.num_classes + labels)[picture]
         self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
 
     @property
@@ -99,7 +104,7 @@ class SegmentationMetrics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Segmentation, batch: Batch, *_: Any
     ) -> None:
         """Add a batch."""
-        self.counts.update(outputs.labels, batch.masks)
+        self.counts.update(outputs.labels, batch.masks, batch.extent)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the scores of all ranks."""

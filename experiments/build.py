@@ -66,6 +66,7 @@ METRICS = {
 }
 
 
+BF16_OF_CPUS = ("avx512_bf16", "amx_bf16", "sve_bf16")  # others have to emulate it
 PUBLISHED = "published:"  # in a configuration, before the name of weights that can be downloaded
 
 
@@ -239,12 +240,12 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     metrics = _metrics(data, dry_run)
     checkpoints = folder / "checkpoints"
     callbacks = [metrics, FiniteGradients(), collapse, statistics, RandomState(), same_data, validation]
-    callbacks += progress_bars()
+    callbacks += [processes.EndWithTheOthers(), *progress_bars()]
     if not dry_run:
         callbacks += _outputs(data, experiment, folder)
         callbacks += [*checkpoint_callbacks(checkpoints, **config["checkpoint"]), Preemption(checkpoints)]
     logger = None if dry_run else run_logger(experiment, folder, _git_commit())
-    arguments = precision_on_gpus(module, config["trainer"]) | config["trainer"]
+    arguments = mixed_precision(module, config["trainer"]) | config["trainer"]
     trainer = _trainer(arguments, folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
     with _one_line():
@@ -375,22 +376,25 @@ def _trainer(
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def precision_on_gpus(module: L.LightningModule, arguments: dict[str, Any]) -> dict[str, str]:
-    """The Trainer's precision for a method that names one for GPUs, where one is taken that computes in it.
+def mixed_precision(module: L.LightningModule, arguments: dict[str, Any]) -> dict[str, str]:
+    """The Trainer's precision for a method that gains from bfloat16, where a device is taken that computes in it.
 
     Args:
-        module: the method.
+        module: the method; ``mixed_precision_on`` names the kinds of devices on which it gains, "cuda" or "cpu".
         arguments: the Trainer's; a precision among them is meant to hold everywhere.
     """
     import torch
 
-    precision = getattr(module, "precision_on_gpus", None)
-    on_gpu = arguments.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if precision is None or "precision" in arguments or not on_gpu:
+    kinds, accelerator = getattr(module, "mixed_precision_on", ()), arguments.get("accelerator", "auto")
+    if "precision" in arguments:
         return {}
-    if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return {}
-    return {"precision": precision}
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        gains = "cuda" in kinds and torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        gains = "cpu" in kinds and any(torch.cpu.get_capabilities().get(name) for name in BF16_OF_CPUS)
+    else:
+        gains = False
+    return {"precision": "bf16-mixed"} if gains else {}
 
 
 def _score_baseline(

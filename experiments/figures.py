@@ -7,7 +7,8 @@ python -m experiments.figures curve table3_sizes --x data.train_images --metric 
 python -m experiments.figures heatmap table3_blocks --x model.backbone.steps --y model.backbone.blocks \
     --metric test/miou
 
-Each prints the path of the picture; FIGURE --help lists its options.
+Each prints the path of the picture; FIGURE --help lists its options. With --wandb, imputations are logged to the W&B
+run of each folder as well, as figures/comparison.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import ConfigError, Experiment, nearest
+from experiments.config import ConfigError, Experiment, defaults_of, load_class, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ def imputations_figure(folders: list[Path], series: list[int], variables: list[s
 
     Args:
         folders: of finished runs on the same data.
-        series: numbers of test series; none: those in which most is hidden.
+        series: numbers of test series, or their ids where the data have some; none: those in which most is hidden.
         variables: names; none: those of which these series show the most.
 
     Raises:
@@ -60,13 +61,12 @@ def imputations_figure(folders: list[Path], series: list[int], variables: list[s
     from callbacks.figures import chosen_entries, panels, panels_figure
     from experiments.build import build_data
 
-    runs = {_label(folder, folders): load_run(folder) for folder in folders}
+    loaded = [load_run(folder) for folder in folders]
+    runs = dict(zip(run_titles(folders), loaded, strict=True))
     (first, (config, _)), *others = runs.items()
     for name, (other, _) in others:
-        # Batches may differ; which entries are seen and which are hidden may not.
-        differing = [
-            key for key in config["data"] if key not in NOT_CONTENT and config["data"][key] != other["data"][key]
-        ]
+        ours, theirs = _content(config), _content(other)
+        differing = [key for key in ours | theirs if key not in ours or key not in theirs or ours[key] != theirs[key]]
         if differing:
             raise ConfigError(f"data.{differing[0]} of {name} is not that of {first}: draw runs on the same data")
     data = build_data(Experiment(first, "", "", "", config))
@@ -77,9 +77,7 @@ def imputations_figure(folders: list[Path], series: list[int], variables: list[s
     unknown = [name for name in variables if name not in data.variables]
     if unknown:
         raise ConfigError(f"--variables: {unknown[0]} is not one of the data.{nearest(unknown[0], data.variables)}")
-    rows = series or range(min(len(data.test_set), 500))
-    if max(rows) >= len(data.test_set) or min(rows) < 0:
-        raise ConfigError(f"--series: the test part has the series 0 to {len(data.test_set) - 1}")
+    rows = _rows(series, data.test_set) or range(min(len(data.test_set), 500))
     batch = data.test_set[torch.tensor(rows)]
     masks = batch.observed_mask.numpy(), batch.target_mask.numpy()
     kept, shown = chosen_entries(*masks, len(series) or 2, 4)
@@ -96,11 +94,55 @@ def imputations_figure(folders: list[Path], series: list[int], variables: list[s
 NOT_CONTENT = ("batch_size", "evaluation_batch_size", "evaluation_samples", "num_workers", "seed")
 
 
-def _label(folder: Path, folders: list[Path]) -> str:
-    """Method of a run; its folder where another run is of the same method."""
-    methods = [each.resolve().parents[1].name.rsplit("_", 1)[0] for each in folders]
-    method = folder.resolve().parents[1].name.rsplit("_", 1)[0]
-    return method if methods.count(method) == 1 else f"{method} {folder.resolve().parent.name}/{folder.name}"
+def _content(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides which entries are seen and which are hidden, the class first; batches may differ."""
+    data = config["data"]
+    complete = {"class": data["class"]} | defaults_of(load_class(data["class"], "data.class")) | data
+    return {key: value for key, value in complete.items() if key not in NOT_CONTENT}
+
+
+def _rows(series: list[int], test_set: Any) -> list[int]:
+    """Test rows of some series, each named by its number or, where the data have ids, by its id."""
+    rows = {int(each): row for row, each in enumerate(getattr(test_set, "ids", []))}
+    for number in series:
+        if not 0 <= number < len(test_set) and number not in rows:
+            ids = f", and ids from {min(rows)} to {max(rows)}" if rows else ""
+            raise ConfigError(f"--series: {number} is none of the test part, which has 0 to {len(test_set) - 1}{ids}")
+    return [number if 0 <= number < len(test_set) else rows[number] for number in series]
+
+
+def run_titles(folders: list[Path]) -> list[str]:
+    """A title for each of some finished runs.
+
+    It is that of the published tables, else the title of the method there, with the overrides that are not of the data.
+    Runs that share one are told apart by their folders.
+
+    Raises:
+        ConfigError: a run's results are damaged.
+    """
+    from callbacks.results import read_json
+    from experiments.tables import listed_rows, published_tables, variant_label
+
+    listed, methods = {}, {}
+    for table in published_tables().values():
+        for row in listed_rows(table) if table["figures"] else ():
+            listed |= {row.key(column["dataset"]): row.title for column in table["columns"]}
+            if not row.overrides:
+                methods[row.method] = row.title
+    try:
+        found = [read_json(folder / "results.json") for folder in folders]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    titles = []
+    for results in found:
+        overrides = [] if results["variant"] == "default" else variant_label(results).split()
+        told = [each.removeprefix("preset=") for each in overrides if not each.startswith("data.")]
+        title = " ".join([methods.get(results["method"], results["method"]), *told])
+        titles.append(listed.get((results["experiment"], results["variant"]), title))
+    for names in ([f"{each.resolve().parent.name}/{each.resolve().name}" for each in folders], folders):
+        pairs = zip(titles, names, strict=True)
+        titles = [f"{title} {name}" if titles.count(title) > 1 else title for title, name in pairs]
+    return titles
 
 
 def _save(figure: "Figure", output: Path) -> None:
@@ -110,6 +152,13 @@ def _save(figure: "Figure", output: Path) -> None:
         save_figure(figure, output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
+
+
+def _log(folders: list[Path], picture: Path) -> None:
+    from experiments.tracking import log_picture
+
+    for folder in folders:
+        log_picture(folder, "figures/comparison", picture)
 
 
 def _numbers(arguments: argparse.Namespace, name: str) -> list[int]:
@@ -127,11 +176,24 @@ def _numbers(arguments: argparse.Namespace, name: str) -> list[int]:
 def _imputations_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on the same data")
     parser.add_argument("--output", type=Path, default=Path("figures/imputations.png"), help="default: %(default)s")
-    parser.add_argument("--series", default="", help="numbers of test series, such as 12,340")
+    parser.add_argument(
+        "--series",
+        default="",
+        help="numbers of test series, such as 12,340; of PhysioNet record ids, too, such as 142675",
+    )
     parser.add_argument("--variables", default="", help="names of variables, such as HR,Temp")
+    parser.add_argument(
+        "--wandb", action="store_true", help="log the picture to the W&B run of each folder, too, as figures/comparison"
+    )
 
 
 def _imputations(arguments: argparse.Namespace) -> tuple["Figure", str]:
+    for folder in arguments.runs if arguments.wandb else ():
+        if not (folder / "wandb_id").is_file():
+            raise ConfigError(
+                f"--wandb: {folder} has no W&B run (wandb_id is not there): leave --wandb out, or run its "
+                "experiment with logger=wandb"
+            )
     variables = [name for name in arguments.variables.split(",") if name]
     return imputations_figure(arguments.runs, _numbers(arguments, "series"), variables), ""
 
@@ -249,6 +311,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figure, note = FIGURES[arguments.figure][1](arguments)
         _save(figure, arguments.output)
+        if getattr(arguments, "wandb", False):
+            _log(arguments.runs, arguments.output)
     except (ConfigError, SourceError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

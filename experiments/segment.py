@@ -1,10 +1,13 @@
-"""Label pictures: ``python -m experiments.segment --checkpoint RUN --input FOLDER --output FOLDER``."""
+"""Label pictures: ``python -m experiments.segment --checkpoint RUN --input FOLDER --output FOLDER``.
+
+With ``--check FOLDER`` instead: whether a run could learn from the folder.
+"""
 
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from experiments.config import ConfigError, told_in_a_line
 from experiments.trained import StoredRun, move
@@ -16,7 +19,10 @@ DESCRIPTION = """Label the pictures of a folder with an ensemble that `experimen
 
 Each picture gets a PNG of its own size whose pixels are the numbers of classes, shown in the classes' colours. The
 table uncertainty.csv lists the pictures, the one whose labels the members agree on least first: annotate that one next.
-A folder has the form of data set `folder`: pictures, or images/ with them in it; masks that it has are not read."""
+A folder has the form of data set `folder`: pictures, or images/ with them in it; masks that it has are not read.
+
+With --check nothing is labelled: what hinders `experiments.run <method>_folder data.path=FOLDER`, and pictures that do
+not decode, are named, one problem a line, and the exit status is 2 if there are any."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,14 +31,18 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", metavar="RUN", type=Path, required=True, help="a run's folder, or a .ckpt in it"
-    )
-    parser.add_argument(
-        "--input", metavar="PATH", type=Path, required=True, help="a folder of pictures, or one picture"
-    )
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="where the masks go; is made")
+    parser.add_argument("--checkpoint", metavar="RUN", type=Path, help="a run's folder, or a .ckpt in it")
+    parser.add_argument("--input", metavar="PATH", type=Path, help="a folder of pictures, or one picture")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the masks go; is made")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU where there is one")
+    parser.add_argument(
+        "--uncertainty",
+        choices=("png", "npy"),
+        help="write that of each pixel beside the mask: x.uncertainty.png, whose white is total disagreement, or "
+        "x.uncertainty.npy, in nats",
+    )
+    parser.add_argument("--check", metavar="FOLDER", type=Path, help="name what is wrong with images and masks")
+    parser.add_argument("--ignore-label", metavar="N", type=int, help="with --check: as data.ignore_label (255)")
     return parser
 
 
@@ -44,15 +54,55 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0, or 2 where the run or a picture cannot be used, with one line on standard error.
+        The exit status: 0, or 2 where the run or a picture cannot be used, with one line on standard error, or where a
+        folder that is checked has problems, which are printed.
     """
-    arguments = _parser().parse_args(argv)
-    scores = segment(arguments.checkpoint, arguments.input, arguments.output, arguments.device)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    needed = {f"--{name}": getattr(arguments, name) for name in ("checkpoint", "input", "output")}
+    if arguments.check is not None:
+        beside = [name for name, value in needed.items() if value is not None]
+        if beside or arguments.uncertainty:
+            parser.error(f"--check labels nothing: leave out {', '.join(beside) or '--uncertainty'}")
+        return check(arguments.check, arguments.ignore_label)
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}; or --check FOLDER")
+    if arguments.ignore_label is not None:
+        parser.error("--ignore-label is for --check: a trained run knows its own")
+    scores = segment(arguments.checkpoint, arguments.input, arguments.output, arguments.device, arguments.uncertainty)
     print(f"{len(scores)} masks in {arguments.output}")
     return 0
 
 
-def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict[str, float]:
+def check(folder: Path, ignore_label: int | None = None) -> int:
+    """Print what is wrong with a folder of images and masks, a line for each problem.
+
+    Args:
+        folder: see `datamodules.segmentation.own_images.OwnImages`.
+        ignore_label: likewise; None: its default.
+
+    Returns:
+        The exit status: 0, or 2 if there are problems.
+    """
+    from datamodules.segmentation.facts import UNANNOTATED
+    from datamodules.segmentation.own_images import check_folder
+
+    problems = check_folder(folder, UNANNOTATED if ignore_label is None else ignore_label)
+    for problem in problems:
+        print(" ".join(problem.split()))
+    if not problems:
+        print(f"{folder} can be learnt from")
+    return 2 if problems else 0
+
+
+def segment(
+    run: Path,
+    source: Path,
+    output: Path,
+    device: str = "auto",
+    uncertainty: Literal["png", "npy"] | None = None,
+) -> dict[str, float]:
     """Label pictures and write the masks.
 
     Args:
@@ -60,6 +110,9 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
         source: folder of pictures, or one picture.
         output: folder of the masks; each appears whole or not at all.
         device: of torch, or "auto".
+        uncertainty: write that of each pixel as well, beside the mask ``x.png``. "png": grey levels
+            ``x.uncertainty.png``, white where the members disagree as much as they can; "npy": float32
+            ``x.uncertainty.npy``, in nats; None: no.
 
     Returns:
         Uncertainty of each picture by its path below ``source``, in nats, the highest first.
@@ -67,12 +120,14 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
     Raises:
         ConfigError: an argument or the run cannot be used, or a picture does not decode.
     """
+    import math
+
     import numpy as np
     import torch
     from PIL import Image
 
     from callbacks.files import whole_file
-    from datamodules.segmentation.images import ImagesError, at_own_size, read_rgb, whole_image
+    from datamodules.segmentation.images import ImagesError, at_own_size, fitted, read_rgb, whole_image
     from datamodules.segmentation.own_images import pictures
     from datamodules.segmentation.palette import palette
     from lightning_modules.segmentation.pixel_ensemble import image_uncertainty
@@ -83,6 +138,7 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
         raise ConfigError(f"--input {' '.join(str(error).split())}") from error
     module = load(run)
     device = move(module, device)
+    size, most = module.hparams.image_size, math.log(module.hparams.num_members)  # nats of total disagreement
     colours = palette(module.hparams.num_classes).tobytes()
     scores = {}
     for picture in found:
@@ -90,18 +146,26 @@ def segment(run: Path, source: Path, output: Path, device: str = "auto") -> dict
             image = read_rgb(picture)
         except ImagesError as error:
             raise ConfigError(f"--input {picture}: {error}") from error
-        pixels = torch.from_numpy(whole_image(image, module.hparams.image_size)).to(device)
+        pixels = torch.from_numpy(whole_image(image, size)).to(device)
         answer = module.predict(pixels[None].float() / 255)
-        labels = at_own_size(answer.labels[0].cpu().numpy(), *image.size)
+        labels, nats = (at_own_size(each[0].cpu().numpy(), *image.size) for each in answer)
         mask = Image.fromarray(labels.astype(np.uint8), mode="P")
         mask.putpalette(colours)
         name = Path(os.path.relpath(picture, source.parent if source.is_file() else source))
-        scores[name.as_posix()] = image_uncertainty(answer.uncertainty).item()
+        width, height = fitted(*image.size, size)  # what lies beyond is no picture
+        scores[name.as_posix()] = image_uncertainty(answer.uncertainty[:, :height, :width]).item()
         target = (output / name).with_suffix(".png")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 mask.save(file, format="PNG")
+            if uncertainty == "png":
+                grey = (255 * nats / max(most, 1e-6)).round().clip(0, 255).astype(np.uint8)
+                with whole_file(target.with_suffix(".uncertainty.png")) as file:
+                    Image.fromarray(grey).save(file, format="PNG")
+            elif uncertainty == "npy":
+                with whole_file(target.with_suffix(".uncertainty.npy")) as file:
+                    np.save(file, nats)
         except OSError as error:
             raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
     scores = dict(sorted(scores.items(), key=lambda item: -item[1]))

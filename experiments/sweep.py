@@ -110,16 +110,34 @@ def run_here(experiment: Experiment) -> None:
         if isinstance(error, RunError | SourceError):
             raise ConfigError(str(error)) from error
         raise
-    (experiment.folder / "failed.txt").unlink(missing_ok=True)
+    if _rank() == 0:  # another rank may be through while this one fails
+        (experiment.folder / "failed.txt").unlink(missing_ok=True)
+
+
+def _rank() -> int:
+    """Number of this process among those that srun has started; 0 without SLURM."""
+    return int(os.environ["SLURM_PROCID"]) if slurm.is_step() else 0
 
 
 def _keep_failure(folder: Path, text: str) -> None:
+    """Leave a failure in the run folder; of the ranks of a SLURM step, the first to fail tells why."""
+    import filelock
+
     from callbacks.files import whole_file
 
-    # A folder that another process works in is not ours to write to, nor is one that cannot be made.
-    if not is_running(folder):
-        with contextlib.suppress(OSError), whole_file(folder / "failed.txt") as file:
-            file.write(text.encode())
+    # A folder that another process works in is not ours to write to, unless that is rank 0 of this step: srun is about
+    # to end it, and it has nothing to tell.
+    if _rank() == 0 and is_running(folder):
+        return
+    path = folder / "failed.txt"
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # such as of a folder that cannot be made
+        if slurm.is_step():
+            step = f"SLURM job {os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}, restart {slurm.restarts()}, "
+            stack.enter_context(filelock.FileLock(folder / ".failed.lock", timeout=10))
+            if path.exists() and path.read_text(errors="replace").startswith(step):
+                return
+            text = f"{step}rank {_rank()}\n{text}"
+        stack.enter_context(whole_file(path)).write(text.encode())
 
 
 @dataclass

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.files import whole_file
+from callbacks.results import read_json
 from experiments.config import NOT_IDENTITY, ConfigError, Experiment, flattened, told_in_a_line
 from experiments.sweep import is_running
 
@@ -142,6 +143,40 @@ def run_logger(experiment: Experiment, folder: Path, git_commit: str) -> Logger 
         log.warning("W&B cannot be had online (%s): the run is logged offline", _line(error))
         logger.open_offline()
     return logger
+
+
+def log_picture(folder: Path, key: str, picture: Path) -> None:
+    """Log a picture to the W&B run that a finished run has begun, as `run_logger` logs.
+
+    The run's scores are told again behind it: what is uploaded last stands in W&B's summary.
+
+    Args:
+        folder: of the run, with ``wandb_id`` in it.
+        key: the picture's name in W&B.
+        picture: a file.
+
+    Raises:
+        ConfigError: W&B is not installed.
+    """
+    from omegaconf import OmegaConf
+
+    results = read_json(folder / "results.json")
+    overrides = shlex.split(results["command"])[4:]
+    # The project is no part of the stored configuration; the group is not stored at all, and W&B keeps the one it has.
+    projects = [each.removeprefix("project=") for each in overrides if each.startswith("project=")]
+    default = OmegaConf.load(Path(__file__).with_name("defaults.yaml"))["project"]
+    where = {"logger": "wandb", "project": [default, *projects][-1], "group": None}
+    experiment = Experiment(
+        results["experiment"],
+        results["method"],
+        results["dataset"],
+        results["variant"],
+        OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) | where,
+        tuple(overrides),
+    )
+    logger = run_logger(experiment, folder, results["git_commit"])
+    logger.log_image(key, [str(picture)])
+    logger.finish(results)
 
 
 def _line(error: Exception) -> str:

@@ -1,12 +1,13 @@
-"""A SLURM of one's own on this machine: a controller and three virtual nodes, without systemd, munge or accounting."""
+"""A SLURM of one's own on this machine: a controller and four virtual nodes, without systemd, munge or accounting."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,11 @@ PreemptMode=REQUEUE
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 RealMemory=8000 State=UNKNOWN
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[4]} CPUs=2 RealMemory=8000 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=4
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
+NODES = ("node0", "node1", "node2", "node3")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 
 
@@ -69,7 +72,42 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120.0) -
 class Cluster:
     """A running cluster."""
 
+    folder: Path
     environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen]
+
+    def start(self, name: str) -> None:
+        """Start a node's daemon, or slurmctld."""
+        command = ["slurmctld"] if name == "slurmctld" else ["slurmd", "-N", name]
+        configuration = self.environment["SLURM_CONF"]
+        with (self.folder / "daemons.log").open("a") as log:
+            self.daemons[name] = subprocess.Popen(
+                [*command, "-D", "-c", "-f", configuration], env=self.environment, stdout=log, stderr=log
+            )
+
+    def lose(self, node: str) -> None:
+        """Let a node die: all that runs on it at once, without a word; SLURM is told, which else would wait for it."""
+        tasks, keepers = set(), set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+                if {f"SLURM_CONF={self.environment['SLURM_CONF']}", f"SLURMD_NODENAME={node}"} <= set(variables):
+                    tasks.add(int(path.name))
+                    keepers.add(int((path / "stat").read_text().rpartition(")")[2].split()[1]))
+        keepers -= tasks
+        assert tasks
+        assert all(Path(f"/proc/{each}/comm").read_text() == "slurmstepd\n" for each in keepers)
+        for process in (self.daemons[node].pid, *keepers, *tasks):  # who could tell of the others' end goes first
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.daemons[node].wait()
+        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+    def repair(self, node: str) -> None:
+        """Bring a lost node back."""
+        self.start(node)
+        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_for(lambda: "State=IDLE " in self.call("scontrol", "show", "node", "-o", node), f"{node} idle", 30)
 
     def call(self, *command: str, cwd: Path | None = None) -> str:
         """Standard output of a command that knows the cluster."""
@@ -102,41 +140,37 @@ class Cluster:
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-@contextmanager
+@contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Start a cluster whose files lie in a folder; stop it in the end."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + len(NODES))]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
     host = socket.gethostname().split(".")[0]
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, host=host, ports=ports))
-    for name in ("state", *(f"spool-node{number}" for number in range(3))):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
     environment["SLURM_CONF"] = str(configuration)
     environment["PATH"] += ":/usr/sbin:/sbin"
-    commands = [["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-c", "-N", f"node{number}"] for number in range(3))]
-    daemons = []
-    ours = Cluster(environment)
+    ours = Cluster(folder, environment, {})
     try:
-        for command in commands:
-            with (folder / "daemons.log").open("a") as log:
-                daemons.append(
-                    subprocess.Popen([*command, "-f", str(configuration)], env=environment, stdout=log, stderr=log)
-                )
+        for name in ("slurmctld", *NODES):
+            ours.start(name)
         wait_for(lambda: _is_idle(ours), "idle nodes", 30)
         yield ours
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, timeout=30, check=False)
-        for daemon in reversed(daemons):
+        for daemon in reversed(ours.daemons.values()):
             daemon.terminate()
-        for daemon in daemons:
+        for daemon in ours.daemons.values():
             try:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 def _is_idle(ours: Cluster) -> bool:

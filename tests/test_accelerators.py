@@ -5,16 +5,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from experiments.build import build_data, build_module, precision_on_gpus
+from experiments.build import build_data, build_module, mixed_precision
 from experiments.config import compose
 from lightning_modules import compiled
 from lightning_modules.imputation.brits import BRITS
 from lightning_modules.imputation.csdi import CSDI
+from lightning_modules.segmentation.diffusion import DiffusionPretraining
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
 
 def machine(monkeypatch, gpus=1, bf16=True, capability=(9, 0), compilers=("gcc",), triton=True, headers=True, cc=None):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name if name in compilers else None)
@@ -37,8 +39,33 @@ def machine(monkeypatch, gpus=1, bf16=True, capability=(9, 0), compilers=("gcc",
 )
 def test_the_precision_of_a_method_for_gpus(there, trainer, precision, monkeypatch):
     machine(monkeypatch, **there)
-    assert precision_on_gpus(CSDI(3), trainer) == ({"precision": precision} if precision else {})
-    assert precision_on_gpus(BRITS(3), trainer) == {}
+    assert mixed_precision(CSDI(3), trainer) == ({"precision": precision} if precision else {})
+    assert mixed_precision(BRITS(3), trainer) == {}
+
+
+@pytest.mark.parametrize(
+    ("there", "capabilities", "trainer", "precision"),
+    [
+        ({"gpus": 0}, {"avx512_bf16": True}, {"accelerator": "auto"}, "bf16-mixed"),
+        ({"gpus": 0}, {"avx512_bf16": False, "amx_bf16": True}, {"accelerator": "cpu"}, "bf16-mixed"),
+        ({"gpus": 0}, {"neon": True, "sve_bf16": True}, {}, "bf16-mixed"),
+        ({"gpus": 0}, {"avx512_f": True, "avx512_bf16": False}, {"accelerator": "auto"}, None),
+        ({"gpus": 0}, {"avx512_bf16": True}, {"accelerator": "auto", "precision": "32-true"}, None),
+        ({"gpus": 0}, {"avx512_bf16": True}, {"accelerator": "mps"}, None),
+        ({}, {}, {"accelerator": "auto"}, "bf16-mixed"),
+        ({}, {}, {"accelerator": "cpu"}, None),
+        ({"bf16": False}, {"avx512_bf16": True}, {"accelerator": "auto"}, None),
+        ({"bf16": False}, {"avx512_bf16": True}, {"accelerator": "cpu"}, "bf16-mixed"),
+    ],
+)
+def test_the_precision_of_a_method_for_cpus_as_well(there, capabilities, trainer, precision, monkeypatch):
+    machine(monkeypatch, **there)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    pretraining = DiffusionPretraining(8, 64, channel_multipliers=[1])
+    assert mixed_precision(pretraining, trainer) == ({"precision": precision} if precision else {})
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # of a kind that is no CUDA
+    if there.get("gpus") == 0 and trainer.get("accelerator") != "cpu":
+        assert mixed_precision(pretraining, trainer) == {}
 
 
 @pytest.mark.parametrize(
@@ -89,3 +116,4 @@ def test_the_choice_is_nobodys_to_make_in_a_configuration():
     """What a run's identity holds is the same with and without a GPU, so that it continues on either."""
     assert compose("tabddpm_abalone").config["model"]["compile"] is None
     assert "precision" not in compose("csdi_physionet").config["trainer"]
+    assert "precision" not in compose("unet_faces").config["trainer"]

@@ -1,21 +1,26 @@
 """Pictures of runs and of what features tell apart, through the command line."""
 
+import json
+import shutil
 from itertools import permutations
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 from torch.nn import functional as F
 
 from callbacks import figures as drawing
 from callbacks import segmentation_figures
+from datamodules.imputation.windows import Windows
 from experiments import run
 from experiments.build import build_module
 from experiments.config import compose
-from experiments.figures import main
+from experiments.figures import main, run_titles
+from experiments.grid import variant_name
 from lightning_modules.segmentation.backbones.ddpm import DDPMBackbone
 
 SMALL = ["trainer.max_steps=2", "val_check_interval=1", "model.latent_dim=4", "model.window=3"]
@@ -51,11 +56,14 @@ def test_runs_share_one_picture(runs, tmp_path, monkeypatch, capsys):
     (rows,) = drawn
     assert [[panel.title for panel in row] for row in rows] == [["HR, series 1"], ["HR, series 5"]]
     panel = rows[0][0]
-    assert list(panel.curves) == ["gpvae", "mean"]
-    assert panel.curves["gpvae"].lower is not None
-    assert panel.curves["mean"].lower is None
+    assert panel.label == "HR"
+    small = "trainer.max_steps=2 val_check_interval=1 model.latent_dim=4 model.window=3"
+    assert list(panel.curves) == [f"GP-VAE {small}", "mean imputation"]
+    gpvae, mean = panel.curves.values()
+    assert gpvae.lower is not None
+    assert mean.lower is None
     # The mean fill is the mean of what the panel shows as observed, in the table's units.
-    np.testing.assert_allclose(panel.curves["mean"].mean, panel.truth[panel.observed].mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean.mean, panel.truth[panel.observed].mean(), rtol=1e-5)
     assert 40 < panel.truth[panel.observed].mean() < 120
 
 
@@ -64,18 +72,67 @@ def test_runs_share_one_picture(runs, tmp_path, monkeypatch, capsys):
     [
         (["{1}", "{2}"], "data.holdout_seed of mean "),
         (["{1}", "--variables", "Tmp"], "--variables: Tmp is not one of the data. Did you mean 'Temp'?"),
-        (["{1}", "--series", "99"], "--series: the test part has the series 0 to 7"),
+        (["{1}", "--series", "99"], "--series: 99 is none of the test part, which has 0 to 7"),
         (["{1}", "--series", "x"], "--series x: write whole numbers, such as 12,340"),
         (["nowhere"], "nowhere holds no finished run"),
+        (["{1}", "--wandb"], "--wandb: {1} has no W&B run (wandb_id is not there)"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(runs, arguments, error, tmp_path, capsys):
     given = [each.format(*runs) for each in arguments]
     assert main(["imputations", *given, "--output", str(tmp_path / "none.png")]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {error}")
+    assert told.startswith(f"error: {error.format(*runs)}")
     assert told.count("\n") == 1
     assert not (tmp_path / "none.png").exists()
+
+
+def test_runs_on_other_data_are_refused_in_one_line(runs, tmp_path, capsys):
+    """Other data have other options: the table's run is compared with one of another class, in either order."""
+    other = tmp_path / "mean_physionet" / "default" / "seed0"
+    shutil.copytree(runs[1], other)
+    config = OmegaConf.load(other / "config.yaml")
+    config["data"] = {"class": "datamodules.imputation.physionet.Physionet", "cohort": "a"}
+    OmegaConf.save(config, other / "config.yaml")
+    for pair in ((runs[1], other), (other, runs[1])):
+        assert main(["imputations", *map(str, pair), "--output", str(tmp_path / "none.png")]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: data.class of mean imputation ")
+        assert told.count("\n") == 1
+
+
+def test_runs_have_the_titles_of_the_tables(tmp_path):
+    """Variants are named as `variant_name` of the table's overrides has it, in the folders of `compose`."""
+    cases = {
+        "brits_physionet": ([], 0, "BRITS"),
+        "gpvae_physionet": (["preset=plus"], 0, "GP-VAE plus"),
+        "gpvae_hmnist": (["preset=plus", "model.beta=0.5"], 0, "GP-VAE plus model.beta=0.5"),
+        "gpvae_sprites": ([], 0, "GP-VAE default/seed0"),
+        "gpvae_digits": ([], 1, "GP-VAE default/seed1"),
+        "mean_csv": (["data.time_unit=hour"], 0, "mean imputation"),
+    }
+    folders = []
+    for name, (overrides, seed, _) in cases.items():
+        values = dict(each.split("=") for each in overrides)
+        variant = variant_name({key: float(value) if "." in value else value for key, value in values.items()})
+        folder = tmp_path / name / variant / f"seed{seed}"
+        folder.mkdir(parents=True)
+        results = {"experiment": name, "method": name.split("_")[0], "variant": variant}
+        results["command"] = " ".join(["python -m experiments.run", name, *overrides])
+        (folder / "results.json").write_text(json.dumps(results))
+        folders.append(folder)
+    assert run_titles(folders) == [title for *_, title in cases.values()]
+
+
+def test_a_series_may_be_named_by_its_id(runs, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(drawing, "panels_figure", lambda rows, label: drawn.append(rows) or Figure())
+    monkeypatch.setattr(Windows, "ids", np.arange(132_000, 132_008), raising=False)
+    command = ["imputations", str(runs[1]), "--output", str(tmp_path / "one.png"), "--variables", "HR", "--series"]
+    assert main([*command, "132006,1"]) == 0
+    assert [row[0].title for row in drawn[0]] == ["HR, series 6", "HR, series 1"]
+    assert main([*command, "140000"]) == 2
+    assert capsys.readouterr().err.strip().endswith("which has 0 to 7, and ids from 132000 to 132007")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from datamodules.imputation.frames import MISSING
+from datamodules.imputation.frames import MISSING, Frame
+from datamodules.own_tables import TableError
 from experiments.config import compose, experiments
 from experiments.impute import impute
 from experiments.impute import main as impute_main
@@ -182,6 +184,17 @@ def test_whole_numbers_stay_whole_where_they_can(runs, tmp_path):
     assert filled["a"].tolist()[2:] == [8, 2**53 + 1]
 
 
+def test_a_large_whole_number_beside_a_fill_that_is_not_whole_is_refused():
+    table = pa.table({"a": pa.array([2**53 + 1, None, 2**54], pa.int64())})
+    frame, missing = Frame(Path("new.parquet"), table, None), np.array([False, True, False])
+    message = rf"^new\.parquet, row 1, column 'a': {2**53 + 1} would lose digits .* save the column as float64$"
+    with pytest.raises(TableError, match=message):
+        frame.filled("a", missing, np.array([0, 0.5, 0]))
+    assert frame.filled("a", missing, np.array([0, 5.0, 0])).to_pylist() == [2**53 + 1, 5, 2**54]
+    exact = Frame(Path("new.parquet"), table.slice(1), None)
+    assert exact.filled("a", missing[1:], np.array([0.5, 0])).to_pylist() == [0.5, 2.0**54]
+
+
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 99), dtype=st.sampled_from(["float32", "float64", "float16"]))
 def test_arrays_keep_type_bits_and_padding(seed, dtype, runs, tmp_path):
@@ -336,6 +349,19 @@ def test_every_method_trains_on_a_table_and_fills_it(name, tmp_path, capsys):
     assert command(folder, tmp_path / "new.csv", tmp_path / "filled.csv") == 0
     gaps = int(make_frame(7)[NAMES].isna().sum().sum())
     assert f"filled {gaps} of " in capsys.readouterr().out
+    assert not pd.read_csv(tmp_path / "filled.csv").isna().any().any()
+
+
+def test_brits_learns_from_the_classes_of_a_table(tmp_path):
+    frame = make_frame(8, num_series=40, length=4)
+    frame["kind"] = frame["id"].str[1:].astype(int) % 3
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    overrides = ["data.label_column=kind", "model.label_weight=1.0", "data.test_fraction=0.5"]
+    folder = train("brits_csv", tmp_path / "table.csv", tmp_path / "runs", *overrides)
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["hyper_parameters"]["num_classes"] == 3
+    assert any(name.startswith("classifier.") for name in state["state_dict"])
+    assert command(folder, tmp_path / "table.csv", tmp_path / "filled.csv") == 0
     assert not pd.read_csv(tmp_path / "filled.csv").isna().any().any()
 
 

@@ -1,13 +1,17 @@
 """Whole runs of segmentation through the command line: from pre-training on unlabelled images to masks."""
 
 import contextlib
+import hashlib
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from PIL import Image
 
 from experiments import segment
 from experiments.run import main
+from lightning_modules.segmentation.base import Segmentation
 
 ROOT = Path(__file__).parents[1]
 TINY = ["data.image_size=32", "data.num_members=3", "logger=csv"]
@@ -80,7 +85,7 @@ def test_pretraining_leaves_losses_and_samples(pretrained):
 def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, tmp_path, capsys):
     place, results = run(
         tmp_path, "ddpm_folder", f"data.path={folder}", f"model.backbone.checkpoint={pretrained[0]}",
-        "blocks=[2,3]", "steps=[20,80]", "torso=float32", *TINY,
+        "blocks=[2,3]", "steps=[20,80]", "torso=float32", "seed=3", *TINY,
     )  # fmt: skip
     assert results["metrics"]["test/miou"] > 0.8  # the disc is brighter than its ground
     assert results["variables"]["disc"]["test/iou"] > 0.7
@@ -89,6 +94,9 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
     assert (place / "figures" / "segmentations.png").stat().st_size > 5000
     state = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {name for name in state if name.startswith("backbone.")} == {"backbone.noise"}
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))  # the run's seed
+    assert torch.equal(state["backbone.noise"], noise)
+    assert results["data_sha256"]["noise"] == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
 
     # What has no mask gets one, of its own size.
     (tmp_path / "new").mkdir()
@@ -97,10 +105,12 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
     Image.fromarray(mask).save(tmp_path / "new" / "wide.png")  # a mask beside its picture is no picture
     Image.fromarray(picture).save(tmp_path / "new" / "square.png")
     arguments = ["--checkpoint", str(place), "--input", str(tmp_path / "new"), "--output", str(tmp_path / "masks")]
-    assert segment.main(arguments) == 0
+    assert segment.main([*arguments, "--uncertainty", "png"]) == 0
     for name, truth in (("wide", mask[:, :44]), ("square", mask)):
         with Image.open(tmp_path / "masks" / f"{name}.png") as written:
             assert (np.array(written) == truth).mean() > 0.9
+        with Image.open(tmp_path / "masks" / f"{name}.uncertainty.png") as written:
+            assert np.array(written).shape == truth.shape
     lines = (tmp_path / "masks" / "uncertainty.csv").read_text().splitlines()
     scores = [float(line.rpartition(",")[2]) for line in lines[1:]]
     assert len(scores) == 2
@@ -110,6 +120,80 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
     assert "broken.jpg" in capsys.readouterr().err
     assert segment.main(["--checkpoint", str(pretrained[0]), *arguments[2:]]) == 2
     assert "not one of segmentation" in capsys.readouterr().err
+
+
+class Disagreeing(torch.nn.Module):
+    """Says of each pixel 1, and how uncertain it is: by its row in nats, and ln 4 in what pads a picture."""
+
+    hparams = SimpleNamespace(image_size=32, num_classes=2, num_members=4)
+
+    def predict(self, images):
+        nats = torch.linspace(0, 1, 32)[:, None].repeat(1, 32)
+        nats[16:] = math.log(4)
+        return Segmentation(torch.ones(1, 32, 32, dtype=torch.int64), nats[None])
+
+
+@pytest.mark.parametrize("kind", [None, "png", "npy"])
+def test_what_pads_a_picture_is_not_uncertain(tmp_path, monkeypatch, kind):
+    """A picture of 64 x 32 pixels is seen in the upper half of a square of 32."""
+    monkeypatch.setattr(segment, "load", lambda run: Disagreeing())
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "in" / "wide.jpg")
+    given = ["--checkpoint", str(tmp_path), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert segment.main([*given, *(["--uncertainty", kind] if kind else [])]) == 0
+    rows = np.linspace(0, 1, 32)[:16]
+    top = np.sort(np.repeat(rows, 32))[-51:].mean()  # a tenth of 16 x 32 pixels
+    assert (tmp_path / "out" / "uncertainty.csv").read_text().splitlines()[1] == f'"wide.jpg",{top:.6f}'
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"uncertainty.csv", "wide.png", *([f"wide.uncertainty.{kind}"] if kind else [])}
+    expected = np.tile(np.repeat(rows, 2)[:, None], 64)  # at the picture's own size
+    if kind == "npy":
+        np.testing.assert_allclose(np.load(tmp_path / "out" / "wide.uncertainty.npy"), expected, rtol=1e-6)
+    elif kind == "png":
+        with Image.open(tmp_path / "out" / "wide.uncertainty.png") as grey:
+            np.testing.assert_allclose(np.array(grey) / 255 * math.log(4), expected, atol=math.log(4) / 500)
+
+
+def test_a_folder_is_checked_before_any_run(folder, tmp_path, capsys):
+    assert segment.main(["--check", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder} can be learnt from\n"
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "images" / "3.png").write_bytes(b"not an image")
+    (broken / "images" / "11.png").write_bytes(b"not an image")  # one without a mask
+    np.save(broken / "masks" / "1.npy", np.zeros((3, 3), np.uint8))
+    np.save(broken / "test" / "masks" / "6.npy", np.full((40, 40), 2, np.uint8))
+    assert segment.main(["--check", str(broken)]) == 2
+    problems = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].removeprefix(f"{broken}/") for line in problems] == [
+        "masks/1.npy", "images/3.png", "test/masks/6.npy", "images/11.png",
+    ]  # fmt: skip
+    assert main(["rgb_folder", f"data.path={broken}", f"run_root={tmp_path / 'runs'}"]) == 2
+    told = capsys.readouterr().err
+    assert [line in told for line in problems] == [True, True, True, False]  # what has no mask is not needed
+    assert segment.main(["--check", str(broken), "--ignore-label", "2"]) == 2
+    assert "masks/6.npy: nothing is annotated" in capsys.readouterr().out
+    assert segment.main(["--check", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--input", "in"], "required: --checkpoint, --output; or --check FOLDER"),
+        (["--check", "in", "--output", "out"], "--check labels nothing: leave out --output"),
+        (["--check", "in", "--uncertainty", "png"], "--check labels nothing: leave out --uncertainty"),
+        (
+            ["--checkpoint", "a", "--input", "b", "--output", "c", "--ignore-label", "0"],
+            "--ignore-label is for --check",
+        ),
+    ],
+)
+def test_a_command_that_is_not_whole_is_refused(arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        segment.main(arguments)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_ends_with_the_same_digits(folder, tmp_path):
@@ -130,8 +214,6 @@ def test_a_run_that_was_killed_ends_with_the_same_digits(folder, tmp_path):
 
 
 def test_faulty_files_are_named_and_nothing_is_left(folder, tmp_path, capsys):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "images" / "3.png").write_bytes(b"not an image")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import slurm_cluster
 import torch
 from slurm_cluster import wait_for
 
+from callbacks import signals
 from experiments import slurm
 from experiments.config import ConfigError, compose
 
@@ -38,21 +40,28 @@ def folder(tmp_path_factory):
 def slurm_here(folder):
     if reason := slurm_cluster.why_not():
         pytest.skip(reason)
-    os.environ["GENPRED_PYTHON"] = sys.executable
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    os.environ["MASTER_ADDR"] = "127.0.0.1"  # the names of virtual nodes are no addresses
     (folder / "cluster").mkdir()
-    with slurm_cluster.cluster(folder / "cluster") as ours:
-        yield ours
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENPRED_PYTHON", sys.executable)
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")  # the names of virtual nodes are no addresses
+        with slurm_cluster.cluster(folder / "cluster") as ours:
+            yield ours
+
+
+def run_alone(folder, experiment):
+    """Run an experiment in one process that SLURM knows nothing of; its folder."""
+    its_folder, arguments_ = arguments(folder, "alone", experiment)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the jobs: sums of several threads are other sums
+    command = [sys.executable, "-m", "experiments.run", *arguments_]
+    subprocess.run(command, cwd=ROOT, env=one_thread, check=True, capture_output=True, timeout=200)
+    return its_folder
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
     """What LONG comes to in one process that nothing stops."""
-    command = [sys.executable, "-m", "experiments.run", *LONG, f"run_root={folder / 'alone'}"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the jobs: sums of several threads are other sums
-    subprocess.run(command, cwd=ROOT, env=one_thread, check=True, capture_output=True, timeout=200)
-    return compose(LONG[0], [*LONG[1:], f"run_root={folder / 'alone'}"]).folder
+    return run_alone(folder, LONG)
 
 
 def arguments(folder, name, experiment=LONG):
@@ -89,13 +98,17 @@ def python_processes(argument):
     return found
 
 
+def step_of(folder, name="last.ckpt"):
+    """The step that a checkpoint of a run holds; 0 before there is one."""
+    try:
+        return torch.load(folder / "checkpoints" / name)["global_step"]
+    except FileNotFoundError:
+        return 0
+
+
 def in_mid_epoch(folder):
     """Whether a run has begun its second epoch and is not near the end of it."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    try:
-        return 100 <= torch.load(checkpoint)["global_step"] <= 240
-    except FileNotFoundError:
-        return False
+    return 100 <= step_of(folder) <= 240
 
 
 @pytest.mark.slow
@@ -130,6 +143,14 @@ def test_two_tasks_train_as_one(nodes, tasks, slurm_here, folder):
     assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
     results = json.loads((its_folder / "results.json").read_text())
     assert (results["world_size"], results["steps"]) == (2, 8)
+    one, _ = arguments(folder / f"{nodes}", "alone", SHORT)
+    shutil.copytree(its_folder / "checkpoints", one / "checkpoints")  # the same weights, which are not trained again
+    assert run_alone(folder / f"{nodes}", SHORT) == one
+    scored = json.loads((one / "results.json").read_text())
+    assert (scored["world_size"], scored["steps"]) == (1, 8)
+    assert scored["metrics"] == pytest.approx(results["metrics"], rel=1e-6)
+    weights = [torch.load(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (one, its_folder)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
 
 
 def interrupt(how, job, run, ours, folder):
@@ -141,6 +162,8 @@ def interrupt(how, job, run, ours, folder):
     elif how == "a more urgent job":
         whole_node = [f"--nodelist={ours.facts(job)['NodeList']}", "--nodes=1", "--ntasks-per-node=2", "--mem=1G"]
         ours.submit("--partition=urgent", *whole_node, "--output=/dev/null", "--wrap=true", cwd=folder)
+    elif how == "a node dies":
+        ours.lose(ours.facts(job)["NodeList"])
     else:
         for process in python_processes(run[-1]):
             os.kill(process, signal.SIGKILL)  # scancel would cancel the job as well
@@ -148,8 +171,9 @@ def interrupt(how, job, run, ours, folder):
 
 @pytest.mark.slow
 def test_a_job_that_is_interrupted_goes_on_as_if_nothing_had_been(slurm_here, folder, uninterrupted):
-    nodes = {"USR1": "node0", "requeue": "node0", "a more urgent job": "node1", "KILL": "node2"}
-    folders, runs, jobs = {}, {}, {}
+    nodes = {"USR1": "node0", "requeue": "node0", "a more urgent job": "node1", "KILL": "node2", "a node dies": "node3"}
+    unasked = {"KILL", "a node dies"}
+    folders, runs, jobs, steps = {}, {}, {}, {}
     for how, node in nodes.items():  # side by side, since most of the time goes into SLURM's waits
         folders[how], runs[how] = arguments(folder, how)
         jobs[how] = train(slurm_here, folder, runs[how], f"--nodelist={node}")
@@ -157,6 +181,7 @@ def test_a_job_that_is_interrupted_goes_on_as_if_nothing_had_been(slurm_here, fo
     while waiting:
         how = waiting.pop(0)
         if in_mid_epoch(folders[how]):
+            steps[how] = step_of(folders[how])
             interrupt(how, jobs[how], runs[how], slurm_here, folder)
         else:
             assert not (folders[how] / "results.json").exists(), f"{how}: over before it could be interrupted"
@@ -164,19 +189,24 @@ def test_a_job_that_is_interrupted_goes_on_as_if_nothing_had_been(slurm_here, fo
             time.sleep(0.05)
     assert slurm_here.wait(jobs["KILL"]) == ["FAILED"]
     jobs["KILL"] = train(slurm_here, folder, runs["KILL"])
+    lost = jobs["a node dies"]
+    wait_for(lambda: slurm_here.state(lost) == "PENDING", "the requeue of a job whose node died")
+    slurm_here.call("scontrol", "update", f"JobId={lost}", "ReqNodeList=node2")  # else it waits for the node it named
+    continues_from = dict.fromkeys(unasked, "last.ckpt")
     for how in nodes.keys() - {"KILL"}:
         slurm_here.restart_now(jobs[how])
-        saved = torch.load(folders[how] / "checkpoints" / "preempt.ckpt")["global_step"]
-        assert 100 < saved < 450
-        assert saved % 40
+        if how not in unasked:  # it saved its state when it was asked to stop
+            last, saved = step_of(folders[how]), step_of(folders[how], "preempt.ckpt")
+            assert max(100, steps[how], last) <= saved < 450
+            continues_from[how] = "preempt.ckpt" if saved > last else "last.ckpt"
     for how, job in jobs.items():
         assert slurm_here.wait(job) == ["COMPLETED"], output_of(folder, job)
         assert slurm_here.facts(job)["Restarts"] == ("0" if how == "KILL" else "1")
         log = (folders[how] / "log.txt").read_text()
-        assert log.count("continuing from") == 1
-        assert ("preempt.ckpt" in log) == (how != "KILL")
+        assert re.findall("continuing from (.*)", log) == [str(folders[how] / "checkpoints" / continues_from[how])]
         assert_equal_runs(folders[how], uninterrupted)
         assert not (folders[how] / "checkpoints" / "preempt.ckpt").exists()
+    slurm_here.repair("node3")
 
 
 @pytest.mark.slow
@@ -197,6 +227,19 @@ def test_preempted_ranks_stop_at_one_step_and_the_right_element_comes_again(slur
     assert_equal_runs(*folders)
 
 
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_a_script_of_slurm_is_requeued_in_time_and_stops_at_an_error(name):
+    lines = (ROOT / "slurm" / f"{name}.sbatch").read_text().splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    assert {"--requeue", "--open-mode=append"} <= set(options)
+    (warning,) = [each for each in options if each.startswith("--signal=")]
+    number, seconds = re.fullmatch(r"--signal=(\w+)@(\d+)", warning).groups()  # to the steps: no "B:"
+    assert getattr(signal, f"SIG{number}") in signals.REQUEUE
+    assert int(seconds) >= 120
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert commands[0] == "set -euo pipefail"
+
+
 @pytest.mark.parametrize(
     ("variables", "overrides", "message"),
     [
@@ -207,6 +250,13 @@ def test_preempted_ranks_stop_at_one_step_and_the_right_element_comes_again(slur
         ({}, [], "set trainer.devices=2, or ask for --ntasks-per-node=1"),
         ({"SLURM_NTASKS_PER_NODE": None}, ["trainer.devices=2"], "ask with --ntasks-per-node=2"),
         ({}, ["trainer.devices=2", "force=true"], "remove runs/mean_digits"),
+        ({"SLURM_GPUS_ON_NODE": "1"}, ["trainer.devices=2"], "set trainer.devices=1, or ask for --gpus-per-node=2"),
+        (
+            {"SLURM_GPUS_ON_NODE": "4"},
+            ["trainer.devices=auto"],
+            "set trainer.devices=2, or ask for --ntasks-per-node=4",
+        ),
+        ({}, ["trainer.devices=[0,1,2]"], "set trainer.devices=2, or ask for --ntasks-per-node=3"),
     ],
 )
 def test_what_slurm_did_not_give_is_told_in_a_line(variables, overrides, message, monkeypatch):
@@ -216,6 +266,7 @@ def test_what_slurm_did_not_give_is_told_in_a_line(variables, overrides, message
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=re.escape(message)):
         slurm.check_resources(compose("mean_digits", overrides))
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     slurm.check_resources(compose("mean_digits", ["trainer.devices=2"]))

@@ -1,6 +1,8 @@
 """Sweeps: the order of their cells, what is refused, how cells run side by side, fail, and are watched."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -14,6 +16,8 @@ from pathlib import Path
 import filelock
 import pytest
 
+from callbacks import files
+from callbacks.files import whole_file
 from experiments import build, grid, sweep
 from experiments.config import compose, config_hash
 from experiments.grid import cells, resolve, sweeps, variant_name
@@ -447,6 +451,79 @@ def test_a_cell_that_fails_here_leaves_its_traceback_until_it_succeeds(write, tm
     assert main(arguments) == 0
     assert not failed.exists()
     assert executed == ["forward_digits"] * 3
+
+
+def test_the_rank_that_fails_first_tells_why_though_another_holds_the_lock(write, tmp_path, monkeypatch):
+    write("blocks: [{methods: [mean], datasets: [digits], seeds: [0]}]")
+    folder = tmp_path / "runs" / "mean_digits" / "default" / "seed0"
+    folder.mkdir(parents=True)
+    failed = folder / "failed.txt"
+    failed.write_text("an earlier attempt")
+
+    def run(rank, what, restart="0"):
+        """Fail as a rank of a step, or succeed (None); what lies in the folder then."""
+        step = {"SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": restart, "SLURM_JOB_NAME": "x"}
+
+        def execute(_):
+            if what:
+                raise ZeroDivisionError(what)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "execute", execute)
+            for name, value in (step | {"SLURM_PROCID": str(rank)}).items():
+                patch.delenv(name, raising=False) if rank is None else patch.setenv(name, value)
+            if what:
+                with pytest.raises(ZeroDivisionError):
+                    main(["small", "--index", "0", f"run_root={tmp_path / 'runs'}"])
+            else:
+                assert main(["small", "--index", "0", f"run_root={tmp_path / 'runs'}"]) == 0
+        return failed.read_text() if failed.exists() else None
+
+    with filelock.FileLock(folder / ".lock"):
+        assert run(None, "a process without SLURM") == run(0, "another job") == "an earlier attempt"
+        kept = run(1, "the cause")
+        assert kept.startswith("SLURM job 42.0, restart 0, rank 1\nTraceback (most recent call last):\n")
+        assert kept.endswith("ZeroDivisionError: the cause\n")
+        assert run(2, "a consequence") == kept
+    assert run(0, "a consequence, after the lock is gone") == kept
+    assert run(1, None) == kept  # this rank is through
+    again = run(3, "the next attempt", restart="1")
+    assert again.splitlines()[0] == "SLURM job 42.0, restart 1, rank 3"
+    assert again.endswith("ZeroDivisionError: the next attempt\n")
+    assert run(0, None) is None
+
+
+def test_ranks_that_fail_at_once_leave_the_failure_of_one_of_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+
+    @contextlib.contextmanager
+    def slowly(path):
+        (tmp_path / f"writer{os.environ['SLURM_PROCID']}").touch()
+        time.sleep(0.5)
+        with whole_file(path) as file:
+            yield file
+
+    monkeypatch.setattr(files, "whole_file", slowly)
+
+    def fail(rank):
+        os.environ["SLURM_PROCID"] = str(rank)
+        start.wait(30)
+        sweep._keep_failure(tmp_path, f"fault of {rank}")
+
+    with filelock.FileLock(tmp_path / ".lock"):
+        ranks = [context.Process(target=fail, args=(rank,)) for rank in range(1, 5)]
+        for each in ranks:
+            each.start()
+        for each in ranks:
+            each.join(60)
+    assert [each.exitcode for each in ranks] == [0] * 4
+    (writer,) = tmp_path.glob("writer*")
+    rank = writer.name.removeprefix("writer")
+    assert (tmp_path / "failed.txt").read_text() == f"SLURM job 42.0, restart 0, rank {rank}\nfault of {rank}"
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure_like_any_other(stand_in, capsys):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments import build, grid, sweep, tracking
+from experiments import build, figures, grid, sweep, tracking
 from experiments.config import ConfigError, compose, config_hash
 from experiments.grid import cells, resolve
 from experiments.run import main
@@ -160,6 +160,32 @@ def test_a_run_and_its_continuation_are_one_run_of_wandb_with_all_that_it_knows(
     lines = {name: dict(zip(table["columns"][1:], scores, strict=True)) for name, *scores in table["data"]}
     assert list(lines) == ["a", "b"]
     assert lines == results["variables"]
+
+
+def test_a_picture_of_several_runs_is_logged_to_each(arguments, tmp_path):
+    folders = []
+    for name, seed in (("vae_csv", 2), ("vae_csv", 3)):
+        each = [name, *arguments[1:], f"seed={seed}"]
+        assert main(each) == 0
+        folders.append(folder_of(each))
+    output = tmp_path / "both.png"
+    assert figures.main(["imputations", *map(str, folders), "--wandb", "--output", str(output)]) == 0
+    for folder, seed in zip(folders, (2, 3), strict=True):
+        scored, pictured = read_wandb(folder)
+        assert pictured["id"] == scored["id"] == (folder / "wandb_id").read_text()
+        assert pictured["exit"] == 0
+        run, before = pictured["run"], scored["run"]
+        assert (run.project, run.job_type, run.display_name) == (before.project, before.job_type, before.display_name)
+        assert (run.project, run.display_name.split("/")[-1]) == ("trial", f"seed{seed}")
+        assert {key: pictured["config"][key] for key in scored["config"] if key[0] != "_"} == {
+            key: value for key, value in scored["config"].items() if key[0] != "_"
+        }
+        (row,) = [row for row in pictured["history"] if "figures/comparison/filenames" in row]
+        (image,) = row["figures/comparison/filenames"]
+        pictures = [np.asarray(Image.open(path)) for path in (pictured["path"].parent / "files" / image, output)]
+        np.testing.assert_array_equal(*pictures)
+        for metric, value in json.loads((folder / "results.json").read_text())["metrics"].items():
+            assert pictured["summary"][metric] == value
 
 
 def test_the_difference_is_told_for_comparable_data_alone():

@@ -17,7 +17,7 @@ from datamodules import sources
 from datamodules.base import ResumableDataModule, TensorLoader
 from datamodules.imputation.frames import TimeUnit
 from datamodules.imputation.missingness import SeriesMechanism, hide
-from datamodules.imputation.tables import Series, Table, TableFormat, read_shape, read_table
+from datamodules.imputation.tables import Series, Table, TableFormat, count_classes, read_shape, read_table
 from datamodules.imputation.windows import Preparation, Segments, Windows, whole
 from datamodules.own_tables import TableError, check_fractions, separator_of
 
@@ -39,8 +39,8 @@ class CSV(ResumableDataModule):
         layout: "long" or "wide", for CSV and Parquet.
         id_column: name of the series; None: the file is one series.
         time_column: time stamps; None: the order of the rows.
-        label_column: class of a series; a classifier is then scored on the imputed test series. None: no classifier.
-            Needs series of equal length that are not cut.
+        label_column: class of a series; a classifier is then scored on the imputed test series, and a method may learn
+            from the classes (``num_classes``). None: neither. Needs series of equal length that are not cut.
         variables: columns to impute; None: all without another role. Others are handed through.
         time_unit: None where stamps are numbers; else they are ISO dates, counted in this unit.
         separator: between the cells of a CSV file; "\t" for tabs.
@@ -156,13 +156,15 @@ class CSV(ResumableDataModule):
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """Constructor arguments of a method that the data determine; reads the header and the series' names only."""
+        """Constructor arguments of a method that the data determine; reads the series' names and classes only."""
         form, lengths = read_shape(self.hparams.path, self.form)
+        labelled = self.form.label_column is not None
         return {
             "num_features": len(form.variables),
             "num_steps": self._num_steps(lengths),
             "likelihood": "gaussian",
             "image_shape": None,
+            **({"num_classes": count_classes(self.hparams.path, self.form)} if labelled else {}),
         }
 
     @property

@@ -28,6 +28,7 @@ MICROSECONDS: dict[TimeUnit, int] = {"second": 10**6, "minute": 60 * 10**6, "hou
 MISSING = ("", "NA", "NaN", "nan", "null", "NULL")
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 INFINITE = r"(?i)^[+-]?inf(inity)?$"
+FINER = "finer than a microsecond: round the stamps to microseconds"
 UNREADABLE = "\ufffd"  # stands for bytes that are not UTF-8
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # pandas' name for an index without a name
 
@@ -91,16 +92,20 @@ class Frame:
             raise TableError(f"{self.path}, column '{name}' holds numbers, not dates: leave data.time_unit out")
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
             # Days become moments first; a time zone is only how a moment is shown.
-            dates = pc.cast(
-                pc.cast(column, pa.timestamp("us", getattr(column.type, "tz", None)), safe=False), pa.int64()
-            )
-            self._refuse(pc.is_null(dates), name, lambda row: "the time stamp is missing")
-            return dates.to_numpy()
+            moments = pc.cast(column, pa.timestamp("us", getattr(column.type, "tz", None)), safe=False)
+            self._refuse(pc.is_null(moments), name, lambda row: "the time stamp is missing")
+            if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+                finer = pc.not_equal(pc.cast(moments, column.type, safe=False), column)
+                self._refuse(finer, name, lambda row: f"{column[row]} is {FINER}")
+            return pc.cast(moments, pa.int64()).to_numpy()
         dates = pd.to_datetime(pd.Series(column.to_pylist(), dtype=object), format="ISO8601", utc=True, errors="coerce")
         self._refuse(
             dates.isna().to_numpy(), name, lambda row: f"{column[row].as_py()!r} is not a date such as 2026-03-31T14:05"
         )
-        return dates.dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+        moments = dates.dt.tz_localize(None).to_numpy()
+        whole = moments.astype("datetime64[us]")
+        self._refuse(whole != moments, name, lambda row: f"{column[row].as_py()!r} is {FINER}")
+        return whole.astype(np.int64)
 
     def keys(self, name: str, what: str) -> tuple[NDArray[np.int64], list[str]]:
         """A column of names as codes int64 [row] and the distinct names in the order in which they appear.
@@ -127,7 +132,8 @@ class Frame:
             values: [row], read where missing.
 
         Raises:
-            TableError: a value is beyond the range of the column's type.
+            TableError: a filled value is beyond the range of the column's type, or is not whole where an observed one
+                is too large to stand beside it.
         """
         column = _decoded(self.table.column(name))
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -137,8 +143,17 @@ class Frame:
         if pa.types.is_null(column.type):
             column = column.cast(pa.float64())
         elif pa.types.is_integer(column.type) and not _fit(new, column.type):
-            # None beyond 2^53 gets here: its column's values are so large that those which are filled in are whole.
-            column = column.cast(pa.float64())
+            numbers = column.cast(pa.float64(), safe=False)
+            changed = pc.not_equal(numbers.cast(column.type, safe=False), column)
+            self._refuse(
+                changed,
+                name,
+                lambda row: (
+                    f"{column[row].as_py()} would lose digits beside filled values that are not of type "
+                    f"{column.type}; save the column as float64"
+                ),
+            )
+            column = numbers
         new = pa.array(new).cast(column.type, safe=False)
         if pa.types.is_floating(column.type) and not pc.all(pc.is_finite(new)).as_py():
             raise TableError(

@@ -1,8 +1,9 @@
 """Mechanisms that hide entries of time series, as pure functions of a numpy generator.
 
 `hide` is for series of any kind with values missing already, [series, time, feature]: it returns True where an entry is
-to be hidden, among the observed ones only. `draw_observed` is for binary image sequences, [sequence, time, pixel]: it
-returns True where an entry stays observed, and draws row after row.
+to be hidden, among the observed ones only, and hides an exact number of them. `draw_observed` is for binary image
+sequences, [sequence, time, pixel]: it returns True where an entry stays observed, and draws row after row. Its rates
+are those of the published data, probabilities of each entry: the number that is hidden varies about its expectation.
 """
 
 from typing import Literal, get_args
@@ -23,15 +24,13 @@ def hide(
     rate: float,
     generator: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Choose observed entries of time series to hide, under a mechanism with its default arguments.
-
-    "mcar", "mar", "mnar" and "block" hide exactly round(rate * number of observed entries). Under the temporal ones
-    each observed entry is hidden with probability `rate`.
+    """Choose round(rate * number of observed entries) of time series to hide, under a mechanism's default arguments.
 
     Args:
         mechanism: "mcar", "mar" and "block" are the functions of these names, "mnar" is `self_masked`;
             "temporal_positive" and "temporal_negative" are `temporal` with lag-1 autocorrelation 0.7 and -0.5, or as
-            near to -0.5 as the rate allows, in time steps whether observed or not.
+            near to -0.5 as the rate allows, in time steps whether observed or not. These chains hide a number that
+            varies; as many entries as it is off by, of either kind all alike, then change sides.
         values: [series, time, feature], in any units; not read where not observed.
         observed: bool, same shape, True where a value is known.
         rate: part of the observed entries to hide, in [0, 1).
@@ -63,10 +62,10 @@ def hide(
         case "block":
             return block(observed, rate, generator)
         case "temporal_positive":
-            return observed & ~temporal(observed.shape, generator, rate, autocorrelation=0.7)
+            return _exact(~temporal(observed.shape, generator, rate, 0.7), observed, rate, generator)
         case "temporal_negative":
             autocorrelation = max(-0.5, _lowest_autocorrelation(rate))
-            return observed & ~temporal(observed.shape, generator, rate, autocorrelation)
+            return _exact(~temporal(observed.shape, generator, rate, autocorrelation), observed, rate, generator)
     raise ValueError(f"mechanism={mechanism!r} is not known; choose one of {list(get_args(SeriesMechanism))}")
 
 
@@ -216,6 +215,17 @@ def _logistic_choice(
     Rosén, On sampling with probability proportional to size, J. Statist. Plann. Inference 62, 1997.)
     """
     return _largest(log_odds + generator.logistic(size=log_odds.shape), candidates, count)
+
+
+def _exact(
+    hidden: NDArray[np.bool_], observed: NDArray[np.bool_], rate: float, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Exactly round(rate * observed entries), from entries each hidden with that probability.
+
+    Those that change sides are few, about the root of the number of entries, and drawn at random.
+    """
+    order = hidden + generator.random(hidden.shape)  # the hidden ones first, each kind in random order
+    return _largest(order, observed, round(rate * np.count_nonzero(observed)))
 
 
 def _largest(score: NDArray[np.float64], candidates: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:

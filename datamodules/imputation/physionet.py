@@ -18,6 +18,7 @@ from torch import Tensor
 from datamodules import sources
 from datamodules.base import ResumableDataModule, TensorLoader
 from datamodules.imputation.batch import SeriesBatch
+from datamodules.imputation.missingness import SeriesMechanism, hide
 
 # Name and unit, in the order of BRITS: the series of the challenge without MechVent and Weight.
 VARIABLES: dict[str, str] = {
@@ -82,7 +83,9 @@ class Physionet(ResumableDataModule):
         cohort: sets of the challenge.
         evaluation: "heldout" tests on stays that were not trained on, "published" on the training stays.
         holdout_fraction: part of the observed entries of the cohort that is hidden, in [0, 1).
-        holdout_seed: seed of the choice of hidden entries, which depends on nothing else but cohort and fraction.
+        holdout_seed: seed of the choice of hidden entries, which depends on nothing else but cohort, fraction and
+            mechanism.
+        missingness: mechanism that hides them, see `missingness.hide`; "mcar" is that of the published tables.
         split_seed: seed of a random split, see above.
         batch_size: training rows of a batch on one process.
         evaluation_batch_size: rows of a validation or test batch on one process.
@@ -98,7 +101,7 @@ class Physionet(ResumableDataModule):
         standard_deviation: float64 [35], likewise; 1 for a variable without spread.
 
     Raises:
-        ValueError: `holdout_fraction` is out of range.
+        ValueError: `holdout_fraction` is out of range; by `setup`, when the mechanism cannot hide so many.
         SourceError: by `prepare_data` and `setup`, when raw files cannot be had or the cache cannot be written.
     """
 
@@ -111,6 +114,7 @@ class Physionet(ResumableDataModule):
         evaluation: Literal["heldout", "published"] = "heldout",
         holdout_fraction: float = 0.1,
         holdout_seed: int = 0,
+        missingness: SeriesMechanism = "mcar",
         split_seed: int | None = None,
         batch_size: int = 64,
         evaluation_batch_size: int = 500,
@@ -186,7 +190,9 @@ class Physionet(ResumableDataModule):
         sets = [sources.open_arrays(_folder(name))[0] for name in options.cohort]
         raw = np.concatenate([arrays["values"] for arrays in sets])  # [stay, hour, variable], NaN = not recorded
         labels = np.concatenate([arrays["labels"] for arrays in sets])
-        hidden = choose_hidden(~np.isnan(raw), options.holdout_fraction, options.holdout_seed)
+        record_ids = np.concatenate([arrays["record_ids"] for arrays in sets])
+        generator = np.random.default_rng(options.holdout_seed)
+        hidden = hide(options.missingness, raw, ~np.isnan(raw), options.holdout_fraction, generator)
         train_rows, validation_rows, test_rows = self._split(len(raw))
 
         visible = np.where(hidden, np.nan, raw)[train_rows].reshape(-1, len(VARIABLES)).astype(np.float64)
@@ -198,7 +204,7 @@ class Physionet(ResumableDataModule):
         def stays(rows: NDArray[np.int64], limit: int | None) -> Stays:
             rows = rows[:limit]
             scores = (raw[rows] - self.mean) / self.standard_deviation
-            return Stays(scores.astype(np.float32), hidden[rows], labels[rows])
+            return Stays(scores.astype(np.float32), hidden[rows], labels[rows], record_ids[rows])
 
         self.train_set = stays(train_rows, options.train_rows)
         self.validation_set = stays(validation_rows, options.validation_rows)
@@ -235,13 +241,21 @@ class Stays:
         scores: float32 [stay, hour, variable], NaN where not recorded.
         hidden: bool, same shape, True where recorded but hidden from the model.
         labels: int64 [stay], 1 for in-hospital death.
+        ids: int64 [stay], record numbers of the challenge.
     """
 
-    def __init__(self, scores: NDArray[np.float32], hidden: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        scores: NDArray[np.float32],
+        hidden: NDArray[np.bool_],
+        labels: NDArray[np.int64],
+        ids: NDArray[np.int64],
+    ) -> None:
         self.target = torch.from_numpy(np.nan_to_num(scores, nan=0.0))
         self.target_mask = torch.from_numpy(hidden)
         self.observed_mask = torch.from_numpy(~np.isnan(scores)) & ~self.target_mask
         self.labels = torch.from_numpy(labels)
+        self.ids = ids
 
     def __len__(self) -> int:
         return len(self.target)
@@ -256,24 +270,6 @@ class Stays:
             label=self.labels[indices],
             index=indices,
         )
-
-
-def choose_hidden(recorded: NDArray[np.bool_], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose exactly round(fraction * recorded entries) of the recorded entries, without replacement.
-
-    Args:
-        recorded: bool, True where a value is known.
-        fraction: part to hide.
-        seed: seed of the choice.
-
-    Returns:
-        bool of the same shape, True where hidden.
-    """
-    known = np.flatnonzero(recorded)
-    chosen = np.random.default_rng(seed).choice(known, size=round(fraction * known.size), replace=False, shuffle=False)
-    hidden = np.zeros(recorded.shape, dtype=bool)
-    hidden.reshape(-1)[chosen] = True
-    return hidden
 
 
 def prepare_set(name: str) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamodules.imputation.frames import MICROSECONDS, Frame, TimeUnit, read_frame, read_names
+from datamodules.imputation.frames import FINER, MICROSECONDS, Frame, TimeUnit, read_frame, read_names
 from datamodules.own_tables import TableError, nearest
 
 SUFFIXES = (".csv", ".parquet", ".npz")
@@ -229,6 +229,23 @@ def read_shape(path: str | Path, form: TableFormat) -> tuple[TableFormat, NDArra
         return form, np.array([read_frame(path, form.separator, [form.variables[0]]).table.num_rows])
     codes, _ = read_frame(path, form.separator, [form.id_column]).keys(form.id_column, "name of the series")
     return form, np.bincount(codes)
+
+
+def count_classes(path: str | Path, form: TableFormat) -> int:
+    """How many classes the series of a table have; reads nothing but the column or array of ``form.label_column``.
+
+    Raises:
+        TableError: the file or the column cannot be used, or a class is missing.
+    """
+    path = _path(path)
+    if path.suffix == ".npz":
+        given = _array(path, form.label_column)
+        if given is None:
+            raise TableError(f"{path}: array '{form.label_column}' of data.label_column is missing")
+        return len(np.unique(given.astype(str)))
+    resolve(path, read_names(path, form.separator), form)
+    frame = read_frame(path, form.separator, [form.label_column])
+    return len(frame.keys(form.label_column, "class of the series")[1])
 
 
 def resolve(path: Path, names: list[str], form: TableFormat) -> TableFormat:
@@ -533,6 +550,9 @@ def _array_stamps(path: Path, form: TableFormat, times: NDArray | None, shape: t
         times = times.astype(np.float64)
         _refuse(path, "times", np.isinf(times), "is infinite")
         _refuse(path, "times", times < 0, "is negative")
+    else:
+        finer = ~np.isnat(times) & (times.astype("datetime64[us]") != times)
+        _refuse(path, "times", finer, f"is {FINER}")
     return np.broadcast_to(times, shape)
 
 

@@ -1,6 +1,6 @@
 """What the annotated sets share: pairs of an image and a mask, their checks, and the loaders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,20 @@ from torch import Tensor
 
 from datamodules.base import ResumableDataModule, TensorLoader
 from datamodules.segmentation.batch import AnnotatedBatch
-from datamodules.segmentation.images import ImagesError, listed, read_mask, read_rgb, whole_image, whole_mask
+from datamodules.segmentation.images import (
+    LISTED,
+    ImagesError,
+    Resize,
+    fitted,
+    listed,
+    nearest,
+    read_mask,
+    read_rgb,
+    whole_image,
+    whole_mask,
+)
 from datamodules.segmentation.palette import palette
-from datamodules.segmentation.pixels import PixelSampler, TrainingPixels, ignore_small_regions
+from datamodules.segmentation.pixels import PixelSampler, TrainingPixels
 
 
 class Pair(NamedTuple):
@@ -33,7 +44,7 @@ class AnnotatedDataModule(ResumableDataModule):
 
     Attributes:
         train_images: uint8 [image, 3, height, width], after `setup`.
-        train_masks: uint8 [image, height, width]; classes with fewer than 20 pixels in an image are ignored in it.
+        train_masks: uint8 [image, height, width], as they are learnt.
         train_pixels: what the training loader picks from.
         test_set: test images and their masks, read when they are asked for.
     """
@@ -61,6 +72,7 @@ class AnnotatedDataModule(ResumableDataModule):
             "num_classes": len(self.class_names),
             "image_size": self.hparams.image_size,
             "num_members": self.hparams.num_members,
+            "noise_seed": self.hparams.seed,  # of a backbone that draws noise: another one in each run
         }
 
     @property
@@ -73,14 +85,28 @@ class AnnotatedDataModule(ResumableDataModule):
         """Colours of the classes, [class, 3]."""
         return palette(len(self.class_names))
 
-    def open_parts(self, train: Sequence[Pair], test: Sequence[Pair]) -> None:
-        """Decode the training images; remember the files of the test images."""
-        files = AnnotatedFiles(train, self.hparams.image_size, self.ignore_label)
-        images, masks, _ = files[torch.arange(len(train))]
-        masks = np.stack([ignore_small_regions(mask, self.ignore_label) for mask in masks.numpy()])
-        self.train_images, self.train_masks = images, torch.from_numpy(masks)
+    def open_parts(
+        self,
+        train: Sequence[Pair],
+        test: Sequence[Pair],
+        resize: Resize = nearest,
+        clean: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        """Decode the training images; remember the files of the test images.
+
+        Args:
+            train: to learn from.
+            test: to test on.
+            resize: of all masks.
+            clean: what a training mask is made into, after resizing; None: it stays.
+        """
+        files, self.test_set = (
+            AnnotatedFiles(part, self.hparams.image_size, self.ignore_label, resize) for part in (train, test)
+        )
+        self.train_images, self.train_masks, *_ = files[torch.arange(len(train))]
+        if clean is not None:
+            self.train_masks = torch.from_numpy(np.stack([clean(mask) for mask in self.train_masks.numpy()]))
         self.train_pixels = TrainingPixels(self.train_masks, self.ignore_label)
-        self.test_set = AnnotatedFiles(test, self.hparams.image_size, self.ignore_label)
 
     def train_dataloader(self) -> TensorLoader:
         """Batches of pixels, an order for each member, the same on all ranks."""
@@ -100,22 +126,26 @@ class AnnotatedFiles:
         pairs: the files.
         image_size: height and width, in pixels.
         ignore_label: of what lies beside an image that is not square.
+        resize: of masks.
     """
 
-    def __init__(self, pairs: Sequence[Pair], image_size: int, ignore_label: int) -> None:
-        self.pairs, self.image_size, self.ignore_label = list(pairs), image_size, ignore_label
+    def __init__(self, pairs: Sequence[Pair], image_size: int, ignore_label: int, resize: Resize = nearest) -> None:
+        self.pairs, self.image_size, self.ignore_label, self.resize = list(pairs), image_size, ignore_label, resize
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, indices: Tensor) -> AnnotatedBatch:
-        images, masks = zip(*(self._read(self.pairs[index]) for index in indices.tolist()), strict=True)
-        return AnnotatedBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), indices)
+        images, masks, extent = zip(*(self._read(self.pairs[index]) for index in indices.tolist()), strict=True)
+        images, masks = (torch.from_numpy(np.stack(each)) for each in (images, masks))
+        return AnnotatedBatch(images, masks, torch.tensor(extent), indices)
 
-    def _read(self, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _read(self, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]:
         try:
-            image = whole_image(read_rgb(pair.image), self.image_size)
-            return image, whole_mask(read_mask(pair.mask), self.image_size, self.ignore_label)
+            image = read_rgb(pair.image)
+            mask = whole_mask(read_mask(pair.mask), self.image_size, self.ignore_label, self.resize)
+            width, height = fitted(*image.size, self.image_size)
+            return whole_image(image, self.image_size), mask, (height, width)
         except ImagesError as error:
             raise ImagesError(f"{pair.image} and {pair.mask.name}: {error}") from error
 
@@ -185,7 +215,8 @@ def some(labels: Sequence[int]) -> str:
     return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
 
 
-def raise_problems(problems: Sequence[str], place: object) -> None:
-    """Raise an ImagesError that lists the problems, if there are any."""
+def raise_problems(problems: Sequence[str], place: object, more: str = "") -> None:
+    """Raise an ImagesError that lists the first problems, if there are any; `more` is said where it leaves some out."""
     if problems:
-        raise ImagesError(f"{place} cannot be used; {len(problems)} to be put right:{listed(list(problems))}")
+        told = listed(list(problems)) + (more if len(problems) > LISTED else "")
+        raise ImagesError(f"{place} cannot be used; {len(problems)} to be put right:{told}")

@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from filelock import FileLock
 from datamodules import sources
 from datamodules.segmentation.annotated import AnnotatedDataModule, Pair, check_arguments, check_pairs, raise_problems
 from datamodules.segmentation.facts import DATASETS, SetName
+from datamodules.segmentation.pixels import ignore_small_regions
 from datamodules.source_table_segmentation import ANNOTATED_SETS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif")  # of the published images
@@ -29,6 +30,8 @@ FIXED_SEED = 0  # of the split of a set that was published without one
 
 class AnnotatedImages(AnnotatedDataModule):
     """A published set: some 20 to 50 annotated images to learn from, and others to test on. No augmentation.
+
+    A class that has fewer than 20 pixels in a training image is not learnt from it.
 
     It is read from the folder ``images/<name>`` of a mirror or of the cache's folder ``raw``, or else from the
     published archive, which is downloaded. Such a folder that has a ``classes.json``, the list of the classes' names,
@@ -147,7 +150,8 @@ class AnnotatedImages(AnnotatedDataModule):
         train, test = self._listing(self._folder())
         if options.split == "resplit" or not facts.published:
             train, test = _shuffled(train, test, options.split_seed if options.split == "resplit" else FIXED_SEED)
-        self.open_parts(train[: options.train_images], test[: options.test_images])
+        clean = partial(ignore_small_regions, ignore_label=self.ignore_label)
+        self.open_parts(train[: options.train_images], test[: options.test_images], clean=clean)
 
     def _folder(self) -> Path:
         folder = _find(self.hparams.name)

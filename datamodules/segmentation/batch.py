@@ -17,6 +17,7 @@ class AnnotatedBatch(NamedTuple):
 
     images: Tensor  # [batch, 3, height, width] uint8, red, green, blue
     masks: Tensor  # [batch, height, width] uint8, numbers of classes, or the label of what is not annotated
+    extent: Tensor  # [batch, 2] int64, height and width of the picture in the upper left corner; the rest is padding
     index: Tensor  # [batch] int64, row in the part
 
 

@@ -1,6 +1,7 @@
 """Reading images and masks of any origin, and bringing them to one size."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from datamodules.sources import SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 LISTED = 20  # faulty files that an error names
+Resize = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]  # a mask to a height and a width
 
 
 class ImagesError(SourceError, ValueError):
@@ -87,11 +89,30 @@ def whole_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.pad(pixels, ((0, 0), (0, size - height), (0, size - width)), mode="symmetric")
 
 
-def whole_mask(mask: NDArray[np.uint8], size: int, ignore_label: int) -> NDArray[np.uint8]:
-    """The mask [height, width] of an image as `whole_image` shows it, uint8 [size, size]; beside it `ignore_label`."""
+def nearest(labels: NDArray, height: int, width: int) -> NDArray:
+    """Labels at another size: row i is row floor(i * old height / new height), columns likewise."""
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    return labels[rows[:, None], columns]
+
+
+def whole_mask(
+    mask: NDArray[np.uint8],
+    size: int,
+    ignore_label: int,
+    resize: Resize = nearest,
+) -> NDArray[np.uint8]:
+    """The mask [height, width] of an image as `whole_image` shows it, uint8 [size, size]; beside it `ignore_label`.
+
+    Args:
+        mask: numbers of classes.
+        size: height and width, in pixels.
+        ignore_label: of what lies beside an image that is not square.
+        resize: brings a mask to a height and a width.
+    """
     width, height = fitted(mask.shape[1], mask.shape[0], size)
     square = np.full((size, size), ignore_label, dtype=np.uint8)
-    square[:height, :width] = nearest(mask, height, width)
+    square[:height, :width] = resize(mask, height, width)
     return square
 
 
@@ -101,11 +122,26 @@ def at_own_size(labels: NDArray, width: int, height: int) -> NDArray:
     return nearest(labels[:inner_height, :inner_width], height, width)
 
 
-def nearest(labels: NDArray, height: int, width: int) -> NDArray:
-    """Labels at another size: row i is row floor(i * old height / new height), columns likewise."""
-    rows = np.arange(height) * labels.shape[0] // height
-    columns = np.arange(width) * labels.shape[1] // width
-    return labels[rows[:, None], columns]
+def most_frequent(mask: NDArray[np.uint8], height: int, width: int, ignore_label: int) -> NDArray[np.uint8]:
+    """A mask at another size, in which thin strokes survive.
+
+    A pixel has the class that most pixels have in its place of the mask, the first of several; `ignore_label` only
+    where none of them is annotated. Where the mask grows, and at its own size, this is `nearest`.
+    """
+    mask = nearest(mask, max(height, mask.shape[0]), max(width, mask.shape[1]))
+    rows, columns = (
+        np.searchsorted(np.arange(new) * old // new, np.arange(old), side="right") - 1
+        for new, old in ((height, mask.shape[0]), (width, mask.shape[1]))
+    )
+    places = rows[:, None] * width + columns  # of each pixel, [old height, old width]
+    result = np.full(height * width, ignore_label, dtype=np.uint8)
+    most = np.zeros(height * width, dtype=np.int64)
+    for label in np.bincount(mask.ravel()).nonzero()[0]:
+        if label != ignore_label:
+            count = np.bincount(places[mask == label], minlength=height * width)
+            result[count > most] = label
+            np.maximum(most, count, out=most)
+    return result.reshape(height, width)
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from datamodules.segmentation.annotated import (
     some,
 )
 from datamodules.segmentation.facts import UNANNOTATED
-from datamodules.segmentation.images import SUFFIXES, ImagesError, read_rgb
+from datamodules.segmentation.images import SUFFIXES, ImagesError, most_frequent, read_rgb
 
 log = logging.getLogger("genpred")
 
@@ -42,6 +43,8 @@ class OwnImages(AnnotatedDataModule):
     the scores are those of the training image, which the log says.
 
     Images keep their shape, see `images.whole_image`; `images.at_own_size` takes labels back to an image's own size.
+    Masks that are reduced keep what is annotated, see `images.most_frequent`; a class of which nothing is left in a
+    training mask all the same is told in a warning. All annotated pixels are learnt, however few a class has.
 
     Args:
         path: the folder.
@@ -92,8 +95,14 @@ class OwnImages(AnnotatedDataModule):
         """The files of the folder, checked, when first asked for."""
         place = Path(self.hparams.path)
         files, checked = _checked(place, self.hparams.ignore_label)
-        raise_problems(_problems(files, checked, self.hparams.ignore_label), place)
-        return files._replace(labels=frozenset().union(*(each.labels for each in checked)))
+        more = f"; all of them: python -m experiments.segment --check {place}"
+        raise_problems(_problems(files, checked, self.hparams.ignore_label), place, more)
+        return files
+
+    @property
+    def labels(self) -> set[int]:
+        """Labels of all masks, but for the `ignore_label`."""
+        return set().union(*self.files.labels.values()) - {self.hparams.ignore_label}
 
     @property
     def unlabelled(self) -> list[Path]:
@@ -105,7 +114,7 @@ class OwnImages(AnnotatedDataModule):
         """Names from ``classes.json``, or else "class 0" and so on."""
         if self.files.names is not None:
             return self.files.names
-        return [f"class {number}" for number in range(max(self.files.labels - {self.hparams.ignore_label}) + 1)]
+        return [f"class {number}" for number in range(max(self.labels) + 1)]
 
     @property
     def ignore_label(self) -> int:
@@ -133,7 +142,8 @@ class OwnImages(AnnotatedDataModule):
             ImagesError: files are faulty; it names the first 20.
         """
         train, test = self._parts()
-        unseen = [name for number, name in enumerate(self.class_names) if number not in self.files.labels]
+        found = self.labels | {self.ignore_label}
+        unseen = [name for number, name in enumerate(self.class_names) if number not in found]
         if unseen:
             log.warning("%s: no mask has the classes %s", self.hparams.path, ", ".join(unseen))
         if train is test:
@@ -145,8 +155,21 @@ class OwnImages(AnnotatedDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Split, and decode the training images; once."""
-        if self.train_images is None:
-            self.open_parts(*self._parts())
+        if self.train_images is not None:
+            return
+        train, test = self._parts()
+        self.open_parts(train, test, partial(most_frequent, ignore_label=self.ignore_label))
+        left = [set(np.bincount(mask.ravel()).nonzero()[0].tolist()) for mask in self.train_masks.numpy()]
+        for number in sorted(self.labels):
+            drawn = [i for i, pair in enumerate(train) if number in self.files.labels[pair.mask]]
+            lost = [train[i].mask for i in drawn if number not in left[i]]
+            if lost:
+                log.warning(
+                    "%s: no pixel of '%s' is left in %d of the %d training masks that have it, such as %s, at "
+                    "data.image_size=%d: raise it, or draw the class broader",
+                    self.hparams.path, self.class_names[number], len(lost), len(drawn), lost[0].name,
+                    self.hparams.image_size,
+                )  # fmt: skip
 
     def _parts(self) -> tuple[list[Pair], list[Pair]]:
         """Training and test pairs; the same list twice where nothing is left for test."""
@@ -168,7 +191,7 @@ class Files(NamedTuple):
     unlabelled: list[Path]
     names: list[str] | None  # of classes.json
     problems: list[str]  # with names alone
-    labels: frozenset[int] = frozenset()
+    labels: Mapping[Path, set[int]]  # of each mask
 
 
 def check_folder(path: str | Path, ignore_label: int = UNANNOTATED) -> list[str]:
@@ -214,8 +237,10 @@ def _checked(path: Path, ignore_label: int) -> tuple[Files, list[Checked]]:
     test, left, more = _listing(path / "test") if (path / "test").is_dir() else ([], [], [])
     problems += more + [f"{image}: it lies in test/ without a mask; annotate it, or move it out" for image in left]
     names, wrong = _class_names(path / "classes.json")
-    files = Files(annotated, test, unlabelled, names, problems + wrong)
-    return files, check_pairs([*annotated, *test], None if names is None else len(names), ignore_label)
+    pairs = [*annotated, *test]
+    checked = check_pairs(pairs, None if names is None else len(names), ignore_label)
+    labels = {pair.mask: each.labels for pair, each in zip(pairs, checked, strict=True)}
+    return Files(annotated, test, unlabelled, names, problems + wrong, labels), checked
 
 
 def _problems(files: Files, checked: list[Checked], ignore_label: int) -> list[str]:

@@ -12,7 +12,7 @@ FEWEST = 20  # pixels of a class in a training image; fewer are not learnt
 
 
 def ignore_small_regions(mask: NDArray[np.uint8], ignore_label: int) -> NDArray[np.uint8]:
-    """The mask with `ignore_label` in place of each class that has fewer than 20 pixels in it."""
+    """The mask with `ignore_label` in place of each class that has fewer than 20 pixels in it, as published."""
     small = np.bincount(mask.ravel(), minlength=256) < FEWEST
     return np.where(small[mask], np.uint8(ignore_label), mask)
 

@@ -44,7 +44,8 @@ class BenchmarkTable(TableDataModule):
         atoms: share of the rows above which a number is a state of its own, see `Atoms`; None: as published, none is.
         spread_ties: spread equal numbers over their ranks, see `QuantileTransform.transform`; False: as published.
         num_samples: rows of a synthetic table; None: as many as the training part has.
-        evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3.
+        evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3;
+            "validation": 5 and 3, scored on the validation part, the test part left out: to compare settings by.
         sampling_seeds: another number of tables.
         evaluation_seeds: another number of trainings on each.
         catboost: tuned arguments of CatBoost, see `callbacks.catboost_evaluator`; None: it is not trained.

@@ -2,12 +2,14 @@
 
 Run: python -m experiments.benchmarks.tabddpm_step. The parts, each of which can be run alone with --parts:
 
-steps: forward and backward of the network alone against the whole training step (loss, backward, optimiser, averaged
-weights), and the network's forward against the whole reverse step, at the shapes and sizes of CASES; operations that
-reach the device are counted, views left out.
+steps: forward and backward of the network alone against the whole training step (choice of its rows, loss, backward,
+optimiser, averaged weights), and the network's forward against the whole reverse step, at the shapes and sizes of
+CASES; operations that reach the device are counted, views left out.
 compile: the same training step compiled.
 bf16: the same training step with the network in bfloat16.
-million: 1,000,000 rows of 50 columns: training steps, then as many rows drawn; peak memory of the process.
+million: 1,000,000 rows of 50 columns: normalised by quantiles as in a run, the same training steps, then as many rows
+drawn and put back into their own values; peak memory of the process. No Trainer, whose callbacks and logging take no
+memory to speak of, and no scores.
 """
 
 import argparse
@@ -22,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.synthesis.codec import EncodedTable, NamedColumns, TableCodec
-from datamodules.synthesis.preprocessing import Table
+from datamodules.synthesis.codec import NamedColumns, TableCodec
+from datamodules.synthesis.preprocessing import Normalisation, Table
 from experiments.benchmarks.measure import alternate, operations, peak_memory, ratio, state
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
@@ -55,7 +57,7 @@ CASES = {
 }
 
 
-def random_source(case: Case, num_rows: int) -> SimpleNamespace:
+def random_source(case: Case, num_rows: int, normalisation: Normalisation = "standard") -> SimpleNamespace:
     """What a DataModule hands to a method, of random rows."""
     random = np.random.default_rng(0)
     features = case.numericals - (not case.num_classes)
@@ -69,24 +71,26 @@ def random_source(case: Case, num_rows: int) -> SimpleNamespace:
     task = "binclass" if case.num_classes else "regression"
     names = (tuple(f"n{j}" for j in range(features)), tuple(f"c{j}" for j in range(len(case.categories))), "y")
     table = Table(X_num, X_cat, y)
-    codec = TableCodec.fit(table, NamedColumns(*names), task, "standard")
+    codec = TableCodec.fit(table, NamedColumns(*names), task, normalisation)
     return SimpleNamespace(codec=codec, encoded=codec.encode(table), frame=None)
 
 
-def model_of(case: Case, num_rows: int, **options: Any) -> TabDDPM:
+def model_of(case: Case, source: SimpleNamespace, **options: Any) -> TabDDPM:
     """A fresh model with averaged weights."""
     torch.manual_seed(0)
     model = TabDDPM(hidden=case.hidden, ema_decay=0.999, **options)
-    model.attach(random_source(case, num_rows))
+    model.attach(source)
     model.on_fit_start()
     return model
 
 
-def training_step(model: TabDDPM, batch: EncodedTable, bf16: bool = False) -> Callable[[], None]:
-    """A whole training step, as the Trainer makes it."""
+def training_step(model: TabDDPM, batch_size: int, bf16: bool = False) -> Callable[[], None]:
+    """A whole training step on random rows, as the Trainer makes it."""
     optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
 
     def step() -> None:
+        index = torch.randint(len(model.encoded.target), (batch_size,))
+        batch = [tensor[index] for tensor in model.encoded]
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model.compiled_losses(*batch).sum()
@@ -97,9 +101,9 @@ def training_step(model: TabDDPM, batch: EncodedTable, bf16: bool = False) -> Ca
     return step
 
 
-def network_step(model: TabDDPM, batch: EncodedTable) -> Callable[[], None]:
+def network_step(model: TabDDPM) -> Callable[[], None]:
     """Forward and backward of the network alone."""
-    network, row, step, labels = _network_input(model, batch)
+    network, row, step, labels = _network_input(model)
 
     def run() -> None:
         network.zero_grad()
@@ -108,17 +112,18 @@ def network_step(model: TabDDPM, batch: EncodedTable) -> Callable[[], None]:
     return run
 
 
-def _network_input(model: TabDDPM, batch: EncodedTable) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor | None]:
-    row = torch.randn(len(batch.target), sum(model.sizes))
+def _network_input(model: TabDDPM) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor | None]:
+    target = model.encoded.target
+    row = torch.randn(len(target), sum(model.sizes))
     step = torch.randint(model.hparams.num_diffusion_steps, (len(row),))
-    return copy.deepcopy(model.denoiser), row, step, batch.target if len(model.codec.class_counts) else None
+    return copy.deepcopy(model.denoiser), row, step, target if len(model.codec.class_counts) else None
 
 
 def reverse_steps(model: TabDDPM, num_rows: int, target: Tensor | None) -> Callable[[], object]:
     """A reverse process of as many steps as the model makes."""
-    given, generator = model.codec.encode_conditions({}), torch.Generator().manual_seed(0)
+    held, generator = model.hold(model.codec.encode_conditions({})), torch.Generator().manual_seed(0)
     network = model.average.eval()
-    return lambda: model.reverse(network, num_rows, target, given, generator)
+    return lambda: model.reverse(network, num_rows, target, held, generator)
 
 
 def steps_part(repeats: int, batch_size: int) -> None:
@@ -127,11 +132,10 @@ def steps_part(repeats: int, batch_size: int) -> None:
     print(f"{head}{'network':>11}{'reverse':>9}{'ratio':>7}{'ops':>5}   ms, medians")
     for name, case in CASES.items():
         few = 5  # reverse steps of a process
-        model = model_of(case, batch_size, sampling_steps=few)
-        batch = EncodedTable(*model.encoded)
-        train = training_step(model, batch)
-        seconds = alternate({"network": network_step(model, batch), "step": train}, repeats)
-        network, row, step, labels = _network_input(model, batch)
+        model = model_of(case, random_source(case, batch_size), sampling_steps=few)
+        train = training_step(model, batch_size)
+        seconds = alternate({"network": network_step(model), "step": train}, repeats)
+        network, row, step, labels = _network_input(model)
         with torch.no_grad():
             drawn = alternate(
                 {
@@ -152,31 +156,29 @@ def steps_part(repeats: int, batch_size: int) -> None:
 def variant_part(repeats: int, batch_size: int, name: str, options: dict[str, Any], bf16: bool) -> None:
     """Prints how many times quicker a variant of the training step is."""
     for case_name, case in CASES.items():
-        model = model_of(case, batch_size)
-        variant = model_of(case, batch_size, **options)
-        steps = {
-            "plain": training_step(model, EncodedTable(*model.encoded)),
-            name: training_step(variant, EncodedTable(*variant.encoded), bf16),
-        }
+        source = random_source(case, batch_size)
+        plain, variant = model_of(case, source), model_of(case, source, **options)
+        steps = {"plain": training_step(plain, batch_size), name: training_step(variant, batch_size, bf16)}
         seconds = alternate(steps, repeats)
         print(f"{case_name:24} plain / {name}: {ratio(seconds['plain'], seconds[name])}", flush=True)
 
 
-def million_part(repeats: int, batch_size: int, num_rows: int = 1_000_000) -> None:
-    """Prints time and peak memory of training on, and drawing, 1,000,000 rows of 50 columns."""
+def million_part(repeats: int, batch_size: int, num_rows: int) -> None:
+    """Prints time and peak memory of training on, and drawing, so many rows of 50 columns."""
     case = Case(25, (10,) * 25, 2, (256, 256), 0)
     start = time.perf_counter()
-    model = model_of(case, num_rows, sampling_steps=20)
+    model = model_of(case, random_source(case, num_rows, "quantile"), sampling_steps=20)
+    step = training_step(model, batch_size)
     ready = time.perf_counter()
     for _ in range(repeats):
-        index = torch.randint(num_rows, (batch_size,))
-        training_step(model, EncodedTable(*(tensor[index] for tensor in model.encoded)))()
+        step()
     trained = time.perf_counter()
     frame = model.sample(num_rows, torch.Generator().manual_seed(0))
     drawn = time.perf_counter()
     print(
-        f"{num_rows:,} rows of 50 columns: encoded in {ready - start:.0f} s; {repeats} steps of {batch_size} rows, "
-        f"{1e3 * (trained - ready) / repeats:.0f} ms each; {len(frame):,} rows drawn with 20 network calls in "
+        f"{num_rows:,} rows of 25 numbers and 25 columns of 10 categories: made, and encoded by quantiles, in "
+        f"{ready - start:.0f} s; {repeats} training steps of {batch_size} rows without the Trainer, "
+        f"{1e3 * (trained - ready) / repeats:.0f} ms each; {len(frame):,} rows drawn with 20 network calls and decoded in "
         f"{drawn - trained:.0f} s; peak memory of the process {peak_memory() / 1e9:.1f} GB (target: below 8)",
         flush=True,
     )
@@ -188,12 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "steps": steps_part,
         "compile": lambda repeats, batch: variant_part(repeats, batch, "compiled", {"compile": True}, False),
         "bf16": lambda repeats, batch: variant_part(repeats, batch, "bf16", {}, True),
-        "million": million_part,
+        "million": lambda repeats, batch: million_part(repeats, batch, options.rows),
     }
     parser = argparse.ArgumentParser(description="Time and memory of TabDDPM's steps.")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="all unless given")
     parser.add_argument("--repeats", type=int, default=15, help="timed runs of each form")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows of a step")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the part million")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
     options = parser.parse_args(arguments)
     if options.threads:

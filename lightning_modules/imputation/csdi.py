@@ -115,7 +115,7 @@ class CSDI(Imputer):
         num_samples: draws of which the imputation is the median.
     """
 
-    precision_on_gpus = "bf16-mixed"  # matrix products fill nearly all of a step; the diffusion's own sums are float32
+    mixed_precision_on = ("cuda",)  # matrix products fill nearly all of a step; the diffusion's own sums are float32
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class UNet(nn.Module):
         num_residual_blocks: of each level of the encoder; the decoder has one more.
         attention_resolutions: heights in pixels of the levels that have attention.
         channels_per_head: of the attention.
-        dropout: probability that a channel is set to 0 inside residual blocks, in training.
+        dropout: probability that a number is set to 0 inside residual blocks, in training.
 
     Raises:
         ValueError: the sizes do not go together.

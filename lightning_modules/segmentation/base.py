@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -11,6 +12,7 @@ class AnnotatedBatch(Protocol):
 
     images: Tensor  # [batch, 3, height, width] uint8, red, green, blue
     masks: Tensor  # [batch, height, width] uint8, numbers of classes, or the label of what is not annotated
+    extent: Tensor  # [batch, 2] int64, height and width of the picture in the upper left corner; the rest is padding
     index: Tensor  # [batch] int64, row in the part
 
 
@@ -34,10 +36,12 @@ class PixelBackbone(nn.Module):
 
     Attributes:
         channels: of each map, in the order of ``forward``'s answer.
+        feature_dtype: smallest type that keeps the maps whole.
         kept_buffers: names of buffers that belong to a run and are stored with it, such as a noise that was drawn.
     """
 
     channels: Sequence[int]
+    feature_dtype: torch.dtype = torch.float32
     kept_buffers: Sequence[str] = ()
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -45,7 +45,8 @@ class PixelEnsemble(L.LightningModule):
         patience: a member stops when more batches than this, one after the other, had no lower loss than the best one.
         vote: "hard", the class that most members name, the first of several; "soft", that of the highest mean
             probability.
-        feature_dtype: type in which the training images' features are kept.
+        feature_dtype: type in which the training images' features are kept; None: the smallest that keeps those of the
+            backbone whole.
         feature_cache: "memory", or "disk", memory-mapped files in the run's folder.
 
     Raises:
@@ -63,7 +64,7 @@ class PixelEnsemble(L.LightningModule):
         stop_rule_from_epoch: int = 4,
         patience: int = 50,
         vote: Literal["hard", "soft"] = "hard",
-        feature_dtype: Literal["float16", "float32"] = "float32",
+        feature_dtype: Literal["float16", "float32"] | None = "float32",
         feature_cache: Literal["memory", "disk"] = "memory",
     ) -> None:
         super().__init__()
@@ -95,17 +96,23 @@ class PixelEnsemble(L.LightningModule):
     @staticmethod
     def _initial(member: int, layer: int, width: int, out: int) -> Tensor:
         """[width, out], drawn for this member and layer whatever the others are."""
-        key = (torch.initial_seed() * 0x9E3779B97F4A7C15 + member * 0xD1B54A32D192ED03 + layer) % 2**63
-        generator = torch.Generator().manual_seed(key)
+        # The last number parts these keys from those of the pixels' orders, which are made from seed and member, too.
+        key = torch.initial_seed() * 0x9E3779B97F4A7C15 + member * 0xD1B54A32D192ED03 + layer + 0x2545F4914F6CDD1D
+        generator = torch.Generator().manual_seed(key % 2**63)
         return torch.randn(width, out, generator=generator) * _INITIAL_STD
 
     # Features
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Describe the training images, and keep their maps at their own resolutions."""
+        """Describe the training images, and keep their maps at their own resolutions.
+
+        Raises:
+            ValueError: a feature is not finite, or not any more in the type in which it is kept.
+        """
         images = self.trainer.datamodule.train_images  # uint8 [image, 3, height, width]
-        dtype = getattr(torch, self.hparams.feature_dtype)
+        told = self.hparams.feature_dtype
+        dtype = self.backbone.feature_dtype if told is None else getattr(torch, told)
         folder = None
         if self.hparams.feature_cache == "disk":
             folder = Path(self.trainer.default_root_dir) / "features" / f"rank{self.global_rank}"
@@ -121,7 +128,10 @@ class PixelEnsemble(L.LightningModule):
                     shape = (len(images), height * width, channels)
                     tables.append(_table(shape, dtype, self.device, folder and folder / f"{height}x{width}.npy"))
                     self.sides.append((height, width))
-                tables[number][start : start + batch] = each.flatten(2).mT.to(dtype)
+                kept = each.flatten(2).mT.to(dtype)
+                if not kept.isfinite().all():
+                    raise ValueError(_not_finite(each, dtype))
+                tables[number][start : start + batch] = kept
         self.tables = [table.flatten(0, 1) for table in tables]
 
     def by_resolution(self, maps: list[Tensor]) -> list[Tensor]:
@@ -315,6 +325,19 @@ def project(maps: Tensor, weight: Tensor) -> Tensor:
         [h * w, member * hidden].
     """
     return maps.float().flatten(1).T @ weight
+
+
+def _not_finite(maps: Tensor, dtype: torch.dtype) -> str:
+    """What is wrong with maps of which a number is lost, and what to do."""
+    if maps.isfinite().all():
+        return (
+            f"a feature of {maps.abs().max():.6g} is beyond {torch.finfo(dtype).max:,.0f}, the largest number of "
+            f"{str(dtype).removeprefix('torch.')}: set model.feature_dtype=float32"
+        )
+    return (
+        "the backbone's features are not finite: where it computes in 16 bits, let it take more (of ddpm "
+        "model.backbone.torso=float32); otherwise its weights are damaged"
+    )
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, path: Path | None) -> Tensor:

@@ -4,17 +4,34 @@ Numerical features take Gaussian noise, categories are exchanged at random (mult
 both, told the step and, in classification, the class. A real target is one more numerical feature.
 
 Kotelnikov, Baranchuk, Rubachev, Babenko: TabDDPM, Modelling Tabular Data with Diffusion Models, ICML 2023, and their
-code. Kept of the code, since it changes results: the T-fold multinomial loss with its prior, which equation 7 lacks;
-categories that the network reads as logarithms of one-hot vectors; the variance beta_t; the learning rate that falls
-from the second step on; labels of samples that are drawn independently, so that shares of classes vary. Departures:
-each column has its own normaliser (the code's, from differences of running sums, cancels and gives NaN in columns of
-hundreds of categories); exactly the rows asked for are drawn; the state of the reverse process is float32; weights
-that are averaged but never used are not kept. Preset "plus": see `experiments/methods/tabddpm.yaml`.
+code. Kept of the code, or of its configurations, since it changes results:
+
+- The multinomial loss is T times the KL divergence, and has the prior's, both of which equation 7 lacks: the more steps
+  there are, the more categories weigh beside numbers. The prior's is a constant.
+- The network reads categories as logarithms of one-hot vectors, 0 and -69: what its first layer makes of them starts
+  far larger than what it makes of numbers.
+- It reads the number of the step and not its share of all steps: networks for 100 steps see a tenth of the range of
+  those for 1,000, and none is of use for another number of steps.
+- A reverse step's variance is beta_t, the larger bound: with fewer steps, rows are noisier than with the posterior's.
+- The x_0 that the noise implies is not clipped: what leaves the training range comes back at its very ends.
+- Equal numbers stay equal: a value that many rows share is a spike in the normal, at a column's end beyond -5 or 5,
+  which the network smears.
+- Batches are passes over the table: a training part smaller than a batch is a batch as a whole, every time (diabetes,
+  491 rows, is passed 30,000 times); else the last batch of a pass is short, and its rows weigh more.
+- The learning rate falls from the second step on: the first two have all of it, and the last has some.
+- Labels of samples are drawn independently: shares of classes vary from table to table.
+- Synthetic tables have up to 8.4 times as many rows as the training part, and predictors learn more from them.
+- Numbers of one table, default, are scaled to 0..1 and not to a normal: they begin off the centre of the noise, the
+  skewed ones within a small part of its width.
+
+Departures: each column has its own normaliser (the code's, from differences of running sums, cancels and gives NaN in
+columns of hundreds of categories); exactly the rows asked for are drawn; the state of the reverse process is float32;
+weights that are averaged but never used are not kept. Preset "plus": see `experiments/methods/tabddpm.yaml`.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -39,6 +56,15 @@ class RowBatch(Protocol):
     index: Tensor  # [batch] int64, rows of the training part
 
 
+class Held(NamedTuple):
+    """Columns that are given beforehand, on the model's device."""
+
+    features: Tensor  # [given] int64
+    values: Tensor  # [given] float32
+    columns: Tensor  # [given] int64
+    categories: Tensor  # [column] int64, 0 for those that are not given
+
+
 class TabDDPM(Synthesizer):
     """Gaussian and multinomial diffusion of a table's rows with one denoising network.
 
@@ -48,7 +74,8 @@ class TabDDPM(Synthesizer):
         dropout: probability that a hidden unit is set to 0.
         num_diffusion_steps: steps from data to noise.
         schedule: of the noise, "cosine" or "linear".
-        category_input: how the network reads categories: "log_one_hot", 0 and -69, or "one_hot", 1 and 0.
+        category_input: how the network reads categories: "log_one_hot", 0 and -69; or "one_hot", 1 and 0, by which the
+            first layer is an embedding: its weights hold 128 numbers for each category, and it adds up a row's.
         step_draws: of a training batch: "uniform", independent; "stratified", one from each of as many equal parts
             of all steps as the batch has rows, which lowers the variance of the loss.
         learning_rate: of AdamW, falling linearly to 0.
@@ -228,7 +255,7 @@ class TabDDPM(Synthesizer):
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows}: ask for at least one row")
         given = self.codec.encode_conditions(conditions or {})
-        target = self.draw_target(num_rows, generator, given.target)
+        target, held = self.draw_target(num_rows, generator, given.target), self.hold(given)
         at_once = _ROWS_AT_ONCE_ON_CPU if self.device.type == "cpu" else _ROWS_AT_ONCE
         at_once = max(256, min(at_once, _NUMBERS_AT_ONCE // sum(self.sizes)))
         network = self.denoiser if self.average is None else self.average
@@ -236,7 +263,7 @@ class TabDDPM(Synthesizer):
         network.eval()
         labels = [None] * -(-num_rows // at_once) if target is None else target.split(at_once)
         parts = [
-            self.reverse(network, min(at_once, num_rows - at_once * i), labels[i], given, generator)
+            self.reverse(network, min(at_once, num_rows - at_once * i), labels[i], held, generator)
             for i in range(len(labels))
         ]
         network.train(was_training)
@@ -259,12 +286,21 @@ class TabDDPM(Synthesizer):
         order = torch.randperm(num_rows, generator=generator, device=self.device)
         return torch.arange(len(counts), device=self.device).repeat_interleave(quota)[order]
 
+    def hold(self, given: Conditions) -> Held:
+        """Conditions as `reverse` takes them: made once for all rows, since each copy waits for the device."""
+        categories = torch.zeros(self.segments.num_columns if self.segments else 0, dtype=torch.int64)
+        for column, category in given.categories.items():
+            categories[column] = category
+        features, columns = (torch.tensor([*each], dtype=torch.int64) for each in (given.numericals, given.categories))
+        held = Held(features, torch.tensor([*given.numericals.values()]), columns, categories)
+        return Held(*(tensor.to(self.device) for tensor in held))
+
     def reverse(
         self,
         network: torch.nn.Module,
         num_rows: int,
         target: Tensor | None,
-        given: Conditions,
+        held: Held,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """The reverse process: numericals [num_rows, feature] and categories [num_rows, column] int64."""
@@ -279,21 +315,19 @@ class TabDDPM(Synthesizer):
         categories = torch.zeros(num_rows, 0, dtype=torch.int64, device=self.device)
         if self.segments:
             categories = multinomial.uniform_sample(num_rows, self.segments, generator)
-        known, known_categories = numericals.clone(), categories.clone()
-        for feature, value in given.numericals.items():
-            known[:, feature] = value
-        for column, category in given.categories.items():
-            known_categories[:, column] = category
-        features, columns = list(given.numericals), list(given.categories)
+        features, columns = held.features, held.columns
+        known = held.values.expand(num_rows, -1)
+        known_categories = held.categories.expand(num_rows, -1)
         for step, place in zip(reversed(steps), reversed(places), strict=True):
-            if features:
-                numericals[:, features] = gaussian.q_sample(known, noise(), signal, place)[:, features]
-            if columns:
-                held = multinomial.q_sample(known_categories, signal, place, self.segments, generator)
-                categories[:, columns] = held[:, columns]
+            if len(features):
+                noisy = gaussian.q_sample(known, noise().index_select(1, features), signal, place)
+                numericals = numericals.index_copy(1, features, noisy)
+            if len(columns):
+                noisy = multinomial.q_sample(known_categories, signal, place, self.segments, generator)
+                categories = categories.index_copy(1, columns, noisy.index_select(1, columns))
             predicted, logits = self.denoise(network, numericals, categories, step, target)
             numericals = gaussian.reverse_step(numericals, predicted, noise(), self.coefficients, place)
             if self.segments:
                 categories = multinomial.reverse_step(logits, categories, signal, place, self.segments, generator)
-        numericals[:, features], categories[:, columns] = known[:, features], known_categories[:, columns]
-        return numericals, categories
+        numericals = numericals.index_copy(1, features, known)
+        return numericals, categories.index_copy(1, columns, known_categories.index_select(1, columns))

@@ -74,11 +74,11 @@ def test_curves_are_in_the_variables_unit_and_a_point_has_no_band():
 
 def test_what_is_drawn_is_what_the_data_hold():
     data = batch(series=2)
-    rows = panels(data, {"GP-VAE": Answer(data.values), "BRITS": Answer(data.values, 0.0)}, data_module(), [0, 2], 50)
+    rows = panels(data, {"GP-VAE": Answer(data.values), "BRITS": Answer(data.values, 0.0)}, data_module(), [1, 2], 50)
     figure = panels_figure(rows, "hours")
     axes = np.array(figure.axes).reshape(2, 2)
-    assert [ax.get_ylabel() for ax in axes[0]] == ["1/min", "mEq/L"]
-    assert [ax.get_title() for ax in axes[1]] == ["HR, series 11", "Na, series 11"]
+    assert [ax.get_ylabel() for ax in axes[0]] == ["pH", "Na [mEq/L]"]
+    assert [ax.get_title() for ax in axes[1]] == ["pH, series 11", "Na, series 11"]
     assert all(ax.get_xlabel() == "hours" for ax in axes[1])
     lines = {line.get_label(): line.get_xydata() for line in axes[1, 1].lines}
     for name, mask in (("observed", data.observed_mask), ("hidden truth", data.target_mask)):

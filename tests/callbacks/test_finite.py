@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import lightning as L
 import pytest
 import torch
@@ -145,20 +147,66 @@ def test_the_count_survives_a_checkpoint():
         FiniteGradients(0)
 
 
+class Elsewhere(FiniteGradients):
+    """As on a GPU: counts are sent, and read when the next ones are. Notes the steps that read or sent any."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.sent, self.read = [], []
+
+    def _at_hand(self, flag):
+        return False
+
+    def _send(self, step):
+        self.sent.append(step)
+        super()._send(step)
+
+    def _read(self, trainer, pl_module, counts, step):
+        assert counts is self._sent[0]
+        self._sent[1].synchronize.assert_called_once()
+        self.read.append((step, trainer.global_step))
+        super()._read(trainer, pl_module, counts, step)
+
+
+@pytest.fixture
+def events(monkeypatch):
+    monkeypatch.setattr(torch, "Event", lambda device: Mock())
+
+
+@pytest.mark.parametrize(("longest", "period"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+def test_counts_that_are_elsewhere_are_read_a_period_after_they_were_sent(longest, period, tmp_path, events, caplog):
+    guard = Elsewhere(longest)
+    keep = train(tmp_path, Fragile(), guard)
+    assert guard.sent == [*range(period - 1, 12, period)]
+    assert guard.read == [(step, step + period) for step in guard.sent[:-1]]
+    assert keep.logged == {}
+    for first in range(12 - 2 * longest):
+        guard, module = Elsewhere(longest), Fragile(range(first, first + longest))
+        with pytest.raises(FloatingPointError, match=f"not finite in {longest} steps in a row"):
+            train(tmp_path, module, guard)
+        noticed = len(module.history) - (first + longest - 1)  # steps after the last of the row
+        assert 1 <= noticed <= longest
+    guard = Elsewhere(2)
+    assert train(tmp_path, Fragile({3}), guard).logged[5] == 1
+    assert "1 step(s) dropped by step 3, 1 in all" in caplog.text
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_without_waiting_for_it(tmp_path):
-    guard = FiniteGradients(max_consecutive=4)
-
     class Watched(Fragile):
-        """From the callback's hook on anything that waits for the device is an error, but for each fourth step."""
+        """In the callback's hook anything that waits for the device is an error."""
 
         def on_after_backward(self):
-            torch.cuda.set_sync_debug_mode("default" if guard._calls % 4 == 3 else "error")
+            torch.cuda.set_sync_debug_mode("error")
 
         def on_before_optimizer_step(self, optimizer):
             torch.cuda.set_sync_debug_mode("default")
 
-    module = Watched({2, 5, 6})
+    train(tmp_path, Watched(), FiniteGradients(max_consecutive=4), accelerator="gpu", devices=1)
+    module, guard = (
+        Fragile({2, 5, 6}),
+        FiniteGradients(max_consecutive=4),
+    )  # unwatched: that there are new ones is logged
     train(tmp_path, module, guard, accelerator="gpu", devices=1)
     assert guard.state_dict() == {"skipped_steps": 3}
     assert module.net.weight.isfinite().all()

@@ -1,14 +1,20 @@
 """Distances to the closest record: against brute force over pairs, written from the definition."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_matrix
-from sklearn import config_context
 
 from callbacks import privacy
-from callbacks.privacy import distances_to_closest_record, nearest_distances, privacy_scores, share_closer_to_train
+from callbacks.privacy import (
+    Points,
+    distances_to_closest_record,
+    nearest_distances,
+    privacy_scores,
+    share_closer_to_train,
+)
 
 
 def random_table(num_rows, seed=0, task="binclass", num_categories=3):
@@ -58,6 +64,11 @@ def test_a_copy_is_at_distance_zero_and_one_category_at_one():
     assert distances_to_closest_record(other, alone, "binclass").tolist() == [1.0, 0.0]
 
 
+def points(numbers, ranks=None, counts=()):
+    ranks = np.zeros((len(numbers), 0)) if ranks is None else ranks
+    return Points(numbers, ranks.astype(np.int32), np.array(counts, np.int64))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1e-6, 1.0, 1e6]))
 def test_nearest_distances_of_any_points(num_queries, num_references, num_columns, seed, scale):
@@ -65,22 +76,36 @@ def test_nearest_distances_of_any_points(num_queries, num_references, num_column
     references = scale * (1 + generator.normal(size=(num_references, num_columns)).round(2))
     queries = scale * (1 + generator.normal(size=(num_queries, num_columns)).round(2))
     truth = np.sqrt(((queries[:, None] - references[None]) ** 2).sum(2)).min(1)
-    ours = nearest_distances(queries, references)
+    ours = nearest_distances(points(queries), points(references))
     np.testing.assert_allclose(ours, truth, atol=1e-6 * scale)
     assert (ours >= truth * (1 - 1e-12)).all()  # a distance to a row that exists
-    np.testing.assert_allclose(nearest_distances(csr_matrix(queries), csr_matrix(references)), ours, atol=1e-6 * scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy, "WIDEST_DENSE", 0)
+        sparse = nearest_distances(points(queries), points(references))
+    np.testing.assert_allclose(sparse, ours, atol=1e-6 * scale)
     order = generator.permutation(num_references)
-    np.testing.assert_allclose(nearest_distances(queries, references[order]), ours, atol=1e-6 * scale)
-    np.testing.assert_array_equal(nearest_distances(queries[::-1], references)[::-1].round(9), ours.round(9))
+    again = nearest_distances(points(queries), points(references[order]))
+    np.testing.assert_allclose(again, ours, atol=1e-6 * scale)
+    turned = nearest_distances(points(queries[::-1]), points(references))
+    np.testing.assert_array_equal(turned[::-1].round(9), ours.round(9))
 
 
-def test_blocks_do_not_matter():
+@pytest.mark.parametrize("widest_dense", [512, 0])
+def test_blocks_do_not_matter_and_bound_the_memory(widest_dense, monkeypatch):
+    """Indicators of 40 columns of 10 categories take 4 MB for a block of 1,250 rows, 26 MB for all rows of one side."""
     generator = np.random.default_rng(0)
-    queries, references = generator.normal(size=(700, 6)), generator.normal(size=(900, 6))
-    truth = np.sqrt(((queries[:, None] - references[None]) ** 2).sum(2)).min(1)
-    for rows in (100, 256, 4096):
-        with config_context(pairwise_dist_chunk_size=rows):
-            np.testing.assert_allclose(nearest_distances(queries, references), truth, rtol=1e-12)
+    ranks = [generator.integers(0, 10, (8_000, 40)) for _ in range(2)]
+    queries, references = (points(generator.normal(size=(8_000, 3)), each, [10] * 40) for each in ranks)
+    monkeypatch.setattr(privacy, "WIDEST_DENSE", widest_dense)
+    monkeypatch.setattr(privacy, "BLOCK_BYTES", 2**22)
+    tracemalloc.start()
+    ours = nearest_distances(queries, references)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24e6, peak
+    for row in range(0, 8_000, 500):
+        square = np.square(queries.numbers[row] - references.numbers).sum(1) + (ranks[0][row] != ranks[1]).sum(1)
+        assert ours[row] == pytest.approx(np.sqrt(square.min()), rel=1e-12)
 
 
 def test_scores_do_not_depend_on_the_order_of_rows_and_columns():

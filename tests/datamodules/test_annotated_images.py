@@ -285,8 +285,8 @@ def test_what_can_be_compared_with_published_figures(cats):
 
 
 def test_what_methods_and_metrics_are_told(cats):
-    module = opened()
-    assert module.model_arguments == {"num_classes": 15, "image_size": SIZE, "num_members": 3}
+    module = opened(seed=8)
+    assert module.model_arguments == {"num_classes": 15, "image_size": SIZE, "num_members": 3, "noise_seed": 8}
     assert module.evaluation_arguments == {"num_classes": 15, "ignore_label": 255}
     assert module.class_names[13] == "whiskers"
     assert module.palette.shape == (15, 3)

@@ -179,7 +179,7 @@ def test_dates_are_counted_in_the_unit_from_the_series_first(tmp_path):
         table = read_table(write(frame.assign(time=column), tmp_path / f"{number}.csv"), form)
         np.testing.assert_allclose(table.series.times, numbers.series.times, atol=1e-9)
         np.testing.assert_array_equal(table.series.values, numbers.series.values)
-    for number, column in enumerate((dates, zone)):
+    for number, column in enumerate((dates, zone, dates.dt.as_unit("ns"))):
         table = read_table(write(frame.assign(time=column), tmp_path / f"{number}.parquet"), form)
         np.testing.assert_allclose(table.series.times, numbers.series.times, atol=1e-9)
     arrays = to_arrays(frame)
@@ -274,6 +274,7 @@ def test_classes_make_a_classifier(tmp_path):
     }  # fmt: skip
     for column, classifier, remainder in (("y", "binary", 2), ("z", "multinomial", 3)):
         module = make(path, variables=NAMES, label_column=column, test_fraction=0.5)
+        assert module.model_arguments["num_classes"] == remainder
         assert module.evaluation_arguments["classifier"] == classifier
         ids = [int(each[1:]) for each in dict.fromkeys(frame["id"])]
         order = np.random.default_rng(0).permutation(60)[30:]
@@ -281,6 +282,7 @@ def test_classes_make_a_classifier(tmp_path):
         assert everything(module.test_set).label.tolist() == expected
     np.savez(tmp_path / "table.npz", **to_arrays(frame), y=[int(each[1:]) % 2 for each in dict.fromkeys(frame["id"])])
     module = make(tmp_path / "table.npz", label_column="y", test_fraction=0.5)
+    assert module.model_arguments["num_classes"] == 2
     assert everything(module.test_set).label.tolist() == [ids[k] % 2 for k in order]
     for options in ({"window": 4}, {"test_fraction": 0.03}):
         with pytest.raises(TableError, match=r"leave data\.label_column out"):
@@ -406,6 +408,11 @@ def test_a_bad_table_is_one_line_that_names_the_place(content, options, message,
         ({"bad": (1, 0, 1, np.inf)}, {}, "values[1, 0, 1] is infinite"),
         ({"bad": (1, slice(None), slice(None), np.nan)}, {}, "values[1] is a series without any observed value"),
         ({}, {"label_column": "y"}, "array 'y' [3 series] of data.label_column is missing"),
+        (
+            {"times": np.array([0, 1], "M8[ns]")},
+            {"time_unit": "hour"},
+            "times[1] is finer than a microsecond: round the stamps",
+        ),
     ],
 )
 def test_bad_arrays_are_one_line_that_names_the_place(changes, options, message, tmp_path):
@@ -428,6 +435,16 @@ def test_bad_arrays_are_one_line_that_names_the_place(changes, options, message,
         ({"a": [1.0, np.inf]}, {}, "row 2, column 'a': an infinite number"),
         ({"time": pd.to_datetime(["2024-01-01", "2024-01-02"])}, {}, "column 'time' is of type timestamp"),
         ({}, {"time_unit": "day"}, "column 'time' holds numbers, not dates: leave data.time_unit out"),
+        (
+            {"time": pd.to_datetime([0, 1], unit="ns")},
+            {"time_unit": "second"},
+            "row 2, column 'time': 1970-01-01 00:00:00.000000001 is finer than a microsecond: round the stamps",
+        ),
+        (
+            {"time": ["2024-01-01", "2024-01-01T00:00:00.000000001"]},
+            {"time_unit": "second"},
+            "row 2, column 'time': '2024-01-01T00:00:00.000000001' is finer than a microsecond: round the stamps",
+        ),
         ({"id": [None, "t"]}, {}, "row 1, column 'id': the name of the series is missing"),
     ],
 )

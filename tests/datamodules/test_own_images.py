@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.segmentation.images import ImagesError, at_own_size, fitted, whole_image, whole_mask
+from datamodules.segmentation.images import ImagesError, at_own_size, fitted, most_frequent, whole_image, whole_mask
 from datamodules.segmentation.own_images import OwnImages, check_folder
 
 COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 220, 40], [40, 40, 220]], np.uint8)
@@ -56,7 +57,7 @@ def test_images_and_masks_in_two_folders(tmp_path):
     assert check_folder(tmp_path / "own") == []
     assert module.unlabelled == [tmp_path / "own" / "images" / "f.png"]
     assert (len(module.train_images), len(module.test_set)) == (3, 2)
-    assert module.model_arguments == {"num_classes": 3, "image_size": 48, "num_members": 2}
+    assert module.model_arguments == {"num_classes": 3, "image_size": 48, "num_members": 2, "noise_seed": 0}
     assert module.class_names == ["class 0", "class 1", "class 2"]
     assert (module.data_variant, module.comparable, module.task) == ("own", False, "segmentation")
     tested = {tuple(names(opened(tmp_path / "own", test_fraction=0.4, split_seed=s).test_set.pairs)) for s in range(9)}
@@ -129,6 +130,58 @@ def test_strokes_are_enough(tmp_path):
     assert learnt(module) == {1: 25, 2: 30}
     assert module.model_arguments["num_classes"] == 3
     assert module.evaluation_arguments == {"num_classes": 3, "ignore_label": 0}
+
+
+def test_thin_strokes_outlive_the_reduction_of_their_image(tmp_path, caplog):
+    """Three strokes of a pixel's width on a picture that is reduced to a quarter, none where `nearest` would look."""
+    image, _ = painted(800, 1000)
+    mask = np.full(image.shape[:2], 255, np.uint8)
+    mask[101:, 302] = 0
+    mask[203, 99:900] = 1
+    mask[605:610, 605:625] = 2
+    save(tmp_path / "a.jpg", image)
+    save(tmp_path / "a.npy", mask)
+    with caplog.at_level(logging.WARNING, logger="genpred"):
+        module = opened(tmp_path, image_size=250, test_fraction=0)
+    assert learnt(module) == {0: 175 - 1, 1: 201, 2: 2 * 6}  # where strokes cross, the longer part wins or the first
+    assert "left" not in caplog.text
+
+
+def test_a_class_that_is_lost_is_told(tmp_path, caplog):
+    for name, row in (("a", 2), ("b", 3), ("c", None)):
+        image, mask = painted(200, 400)
+        mask[mask == 2] = 1
+        if row is not None:
+            mask[row::8] = 2
+        save(tmp_path / f"{name}.jpg", image)
+        save(tmp_path / f"{name}.npy", mask)
+    (tmp_path / "classes.json").write_text('["sky", "sea", "wire"]')
+    with caplog.at_level(logging.WARNING, logger="genpred"):
+        opened(tmp_path, image_size=50, test_fraction=0)
+    (told,) = [record.getMessage() for record in caplog.records if "no pixel" in record.getMessage()]
+    assert told == (
+        f"{tmp_path}: no pixel of 'wire' is left in 2 of the 2 training masks that have it, such as a.npy, at "
+        "data.image_size=50: raise it, or draw the class broader"
+    )
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="genpred"):
+        opened(tmp_path, image_size=400, test_fraction=0)
+    assert "no pixel" not in caplog.text
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 24), st.integers(1, 24), st.integers(0, 10**6))
+def test_a_reduced_mask_has_the_most_frequent_class_of_each_place(height, width, rows, columns, seed):
+    mask = np.random.default_rng(seed).choice([0, 1, 5, 255], (height, width), p=[0.1, 0.1, 0.1, 0.7]).astype(np.uint8)
+    reduced = most_frequent(mask, rows, columns, 255)
+    for i, j in np.ndindex(rows, columns):
+        (top, below), (left, right) = (
+            (k * old // new, max((k + 1) * old // new, k * old // new + 1))
+            for k, old, new in ((i, height, rows), (j, width, columns))
+        )
+        inside = Counter(label for label in mask[top:below, left:right].ravel().tolist() if label != 255)
+        assert reduced[i, j] == min(inside, key=lambda label: (-inside[label], label), default=255)
+    assert (reduced != 255).any() == (mask != 255).any()
 
 
 def learnt(module):
@@ -259,7 +312,7 @@ def test_an_error_names_the_first_twenty(tmp_path):
     with pytest.raises(ImagesError, match="23 to be put right") as caught:
         OwnImages(str(tmp_path)).prepare_data()
     assert str(caught.value).count("no image of the same name") == 20
-    assert "and 3 more" in str(caught.value)
+    assert str(caught.value).endswith(f"and 3 more; all of them: python -m experiments.segment --check {tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from datamodules import sources
-from datamodules.imputation.physionet import NUM_HOURS, VARIABLES, Physionet, choose_hidden, parse_archive
+from datamodules.imputation.physionet import NUM_HOURS, VARIABLES, Physionet, parse_archive
 
 NAMES = list(VARIABLES)
 
@@ -206,20 +206,31 @@ def test_hidden_entries_depend_on_their_own_seed_only(small):
     assert torch.equal(first.train_set.target_mask, again.train_set.target_mask)
 
 
-@settings(deadline=None)
-@given(shape=st.tuples(st.integers(1, 6), st.integers(1, 9)), fraction=st.floats(0, 0.99), seed=st.integers(0, 99))
-def test_exactly_the_stated_part_is_hidden(shape, fraction, seed):
-    recorded = np.random.default_rng(seed).random(shape) < 0.5
-    hidden = choose_hidden(recorded, fraction, seed)
+def test_the_hidden_entries_are_those_of_the_published_scores_unless_a_mechanism_is_named(small):
+    values, _ = small
+    recorded = ~np.isnan(values)
+    places = np.flatnonzero(recorded)
+    for seed in (0, 3):
+        chosen = np.random.default_rng(seed).choice(places, round(0.1 * places.size), replace=False, shuffle=False)
+        expected = np.zeros(values.shape, dtype=bool)
+        expected.reshape(-1)[chosen] = True
+        module = make(holdout_seed=seed)
+        parts = [everything(each) for each in (module.train_set, module.validation_set, module.test_set)]
+        np.testing.assert_array_equal(torch.cat([part.target_mask for part in parts]).numpy(), expected)
+    module = make(missingness="mnar")
+    hidden = [
+        everything(each).target_mask.numpy() for each in (module.train_set, module.validation_set, module.test_set)
+    ]
+    hidden = np.concatenate(hidden)
+    assert hidden.sum() == round(0.1 * places.size)
     assert not (hidden & ~recorded).any()
-    assert hidden.sum() == round(fraction * recorded.sum())
+    assert values[hidden].mean() > np.nanmean(values) + 0.3  # of standard normal values
 
 
-def test_every_recorded_entry_is_hidden_equally_often():
-    recorded = np.arange(20) % 2 == 0
-    counts = sum(choose_hidden(recorded, 0.3, seed).astype(int) for seed in range(3000))
-    assert (counts[~recorded] == 0).all()
-    assert np.abs(counts[recorded] - 900).max() < 4.5 * np.sqrt(3000 * 0.3 * 0.7)
+def test_stays_have_their_record_numbers(small):
+    module = make(split_seed=3)
+    order = np.random.default_rng(3).permutation(24)
+    assert module.test_set.ids.tolist() == (100 + order[16:]).tolist()
 
 
 def test_files_that_do_not_fit_together_are_refused(small, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The ensemble of pixel classifiers: against separate trainings in plain torch, and features that are up-sampled."""
 
+import contextlib
 import itertools
 import math
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 
 from callbacks.rng import RandomState
 from datamodules.segmentation.pixels import PixelSampler, TrainingPixels
+from experiments.config import compose
 from lightning_modules.networks.upsampling import blend, corners
+from lightning_modules.segmentation.backbones.ddpm import DDPMBackbone
 from lightning_modules.segmentation.base import PixelBackbone, Segmentation
 from lightning_modules.segmentation.pixel_ensemble import PixelEnsemble, image_uncertainty, project, vote
 
@@ -25,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),  # of torch, used by Lightning
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*module.s. in eval mode at the start of training.*"),
 ]
 
 
@@ -112,34 +116,138 @@ def made(**arguments):
     return PixelEnsemble(Maps(), CLASSES, SIZE, **settings)
 
 
-@pytest.mark.parametrize("cache", ["memory", "disk"])
-def test_members_are_separate_trainings(tmp_path, cache):
-    ensemble, data = made(feature_cache=cache, learning_rate=0.02), Data()
-    plain = [plain_member(ensemble, member) for member in range(MEMBERS)]
-    trainer(tmp_path, max_epochs=2, max_steps=-1).fit(ensemble, data)
+def separate_training(network, features, labels, data, member, rate, epochs, rule_from, patience):
+    """A member alone, in float64, as the published loop trains it; how many steps it takes."""
+    network.double()
+    optimizer, sampler = torch.optim.Adam(network.parameters(), lr=rate), data.sampler()
+    best, worse, steps = math.inf, 0, 0
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        for numbers in sampler:
+            chosen = data.pixels.annotated[numbers[:, member].long()]
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(features[chosen]), labels[chosen])
+            loss.backward()
+            optimizer.step()
+            steps += 1
+            if epoch >= rule_from:
+                best, worse = (loss.item(), 0) if loss.item() < best else (best, worse + 1)
+                if worse > patience:
+                    return steps
+    return steps
 
-    features = full_features(ensemble, data.train_images.float() / 255).permute(0, 2, 3, 1).flatten(0, 2)
-    labels, sampler = data.masks.flatten().long(), data.sampler()
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_ten_members_are_ten_separate_trainings_each_with_its_own_end(tmp_path, monkeypatch, cache):
+    """In float64: float32 may put a hidden unit on the other side of zero, and the trainings part."""
+    features_of = PixelEnsemble.pixel_features
+    monkeypatch.setattr(PixelEnsemble, "pixel_features", lambda *arguments: features_of(*arguments).double())
+    members, rate, epochs, rule_from, patience = 10, 0.01, 9, 2, 6
+    ensemble = made(
+        num_members=members, feature_cache=cache, learning_rate=rate, stop_rule_from_epoch=rule_from, patience=patience
+    )
+    ensemble.double().backbone.float()
+    data, taken = Data(members=members), torch.zeros(members, dtype=torch.int64)
+    plain = [plain_member(ensemble, member) for member in range(members)]
+
+    class Count(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            taken.add_((~module.stopped).long())
+
+    run = trainer(tmp_path, max_epochs=epochs, max_steps=-1, callbacks=[Count()])
+    run.fit(ensemble, data)
+
+    features = ensemble.pixel_features(torch.arange(3).repeat_interleave(SIZE**2), torch.arange(SIZE**2).repeat(3))
+    wanted = full_features(ensemble, data.train_images.float() / 255).permute(0, 2, 3, 1).flatten(0, 2)
+    torch.testing.assert_close(features.float(), wanted, atol=1e-5, rtol=1e-5)
+    labels = data.masks.flatten().long()
+    steps = [
+        separate_training(network, features, labels, data, member, rate, epochs, rule_from, patience)
+        for member, network in enumerate(plain)
+    ]
+    assert taken.tolist() == steps
+    assert len(set(steps)) > 4
+    assert max(steps) <= run.global_step
     for member, network in enumerate(plain):
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
-        for epoch in range(2):
-            sampler.set_epoch(epoch)
-            for numbers in sampler:
-                chosen = data.pixels.annotated[numbers[:, member].long()]
-                optimizer.zero_grad()
-                F.cross_entropy(network(features[chosen]), labels[chosen]).backward()
-                optimizer.step()
-        torch.testing.assert_close(ensemble.weights[0][member].T, network[0].weight, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(ensemble.weights[2][member].T, network[6].weight, atol=1e-5, rtol=1e-4)
+        for layer, number in ((0, 0), (3, 1), (6, 2)):
+            torch.testing.assert_close(ensemble.weights[number][member].T, network[layer].weight, atol=1e-9, rtol=0)
+            torch.testing.assert_close(ensemble.biases[number][member, 0], network[layer].bias, atol=1e-9, rtol=0)
+        for layer, norm in ((2, ensemble.norms[0]), (5, ensemble.norms[1])):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                ours = getattr(norm, name).view(members, -1)[member]
+                torch.testing.assert_close(ours, getattr(network[layer], name), atol=1e-9, rtol=0)
 
     images = data.train_images[:2].float() / 255
-    answer = ensemble.eval().predict(images)
+    answer = ensemble.float().eval().predict(images)
     seen = full_features(ensemble, images).permute(0, 2, 3, 1).flatten(0, 2)
-    logits = torch.stack([network.eval()(seen).T for network in plain])
+    logits = torch.stack([network.float().eval()(seen).T for network in plain])
     labels, uncertainty = vote(logits, "hard")
     assert torch.equal(answer.labels.flatten(), labels)
     torch.testing.assert_close(answer.uncertainty.flatten(), uncertainty, atol=1e-5, rtol=1e-4)
     assert (labels.bincount(minlength=CLASSES) > 0).sum() > 1
+
+
+SMALL_DDPM = {
+    "base_width": 32, "channel_multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [8],
+    "channels_per_head": 16, "blocks": [0, 1, 2], "steps": [50], "trained_size": SIZE, "image_size": SIZE,
+}  # fmt: skip
+
+
+def trained_on_a_unet(folder, torso, **arguments):
+    """An ensemble that has learnt from a small UNet's features."""
+    torch.manual_seed(0)
+    backbone = DDPMBackbone("untrained", **SMALL_DDPM, torso=torso)
+    ensemble = PixelEnsemble(backbone, CLASSES, SIZE, MEMBERS, [8, 6], **arguments)
+    trainer(folder, max_epochs=2, max_steps=-1).fit(ensemble, Data())
+    return ensemble
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_features_of_16_bits_are_kept_whole_in_16_bits(tmp_path, cache):
+    short, long = (
+        trained_on_a_unet(tmp_path / str(dtype), "float16", feature_dtype=dtype, feature_cache=cache)
+        for dtype in (None, "float32")
+    )
+    assert {table.dtype for table in short.tables} == {torch.float16}
+    assert {table.dtype for table in long.tables} == {torch.float32}
+    assert all(map(torch.equal, member_tensors(short), member_tensors(long)))
+
+
+@pytest.mark.parametrize("torso", ["float32", "bfloat16"])
+def test_other_features_are_kept_in_32_bits(tmp_path, torso):
+    assert {table.dtype for table in trained_on_a_unet(tmp_path, torso, feature_dtype=None).tables} == {torch.float32}
+
+
+class Large(Maps):
+    """One feature is extraordinary."""
+
+    def __init__(self, worst):
+        super().__init__()
+        self.worst = worst
+
+    def forward(self, images):
+        maps = super().forward(images)
+        maps[1][-1, 2, 1, 1] = self.worst
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("worst", "dtype", "told"),
+    [
+        (70_000.0, "float32", None),
+        (
+            70_000.0,
+            "float16",
+            "a feature of 70000 is beyond 65,504, the largest number of float16: set model.feature_d",
+        ),
+        (math.nan, "float32", "the backbone's features are not finite: where it computes in 16 bits, let it take more"),
+        (math.inf, "float16", "the backbone's features are not finite"),
+    ],
+)
+def test_features_that_cannot_be_kept_are_told(tmp_path, worst, dtype, told):
+    ensemble = PixelEnsemble(Large(worst), CLASSES, SIZE, MEMBERS, [8, 6], feature_dtype=dtype)
+    with pytest.raises(ValueError, match=told) if told else contextlib.nullcontext():
+        trainer(tmp_path, max_epochs=1, max_steps=1).fit(ensemble, Data())
 
 
 def test_pixels_at_once_and_images_at_once_do_not_matter(monkeypatch):
@@ -160,6 +268,44 @@ def test_a_member_does_not_depend_on_how_many_there_are():
         assert torch.equal(one, other[:2])
     assert not torch.equal(few.weights[0][0], few.weights[0][1])
     assert many.weights[0].detach().std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_published_numbers_are_the_defaults():
+    config = compose("ddpm_ffhq34", ["model.backbone.checkpoint=untrained"]).config
+    model, backbone = config["model"], config["model"]["backbone"]
+    assert (model["stop_rule_from_epoch"], model["patience"], model["learning_rate"]) == (4, 50, 1e-3)
+    assert (model["num_members"], model["vote"], config["data"]["pixels_per_batch"]) == (10, "hard", 64)
+    assert (config["trainer"]["max_epochs"], config["trainer"]["max_steps"]) == (100, -1)
+    assert (backbone["blocks"], backbone["steps"]) == ([5, 6, 7, 8, 12], [50, 150, 250])
+    assert (backbone["torso"], backbone["noise_seed"], config["data"]["image_size"]) == ("float16", 0, 256)
+    assert [PixelEnsemble(Maps(), classes, SIZE).hparams.hidden for classes in (29, 30)] == [[128, 32], [256, 128]]
+    ensemble = PixelEnsemble(Maps(), CLASSES, SIZE)
+    assert (ensemble.hparams.stop_rule_from_epoch, ensemble.hparams.patience) == (4, 50)
+    group = ensemble.configure_optimizers().param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (1e-3, (0.9, 0.999), 1e-8)
+    assert [(norm.eps, norm.momentum) for norm in ensemble.norms] == [(1e-5, 0.1)] * 2
+
+
+def test_members_weights_and_the_orders_of_their_pixels_are_drawn_apart(monkeypatch):
+    class Recording(torch.Generator):
+        def manual_seed(self, key):
+            keys.append(key)
+            return super().manual_seed(key)
+
+    backbone, keys = Maps(), []
+    monkeypatch.setattr(torch, "Generator", Recording)
+    torch.manual_seed(3)
+    keys.clear()
+    PixelEnsemble(backbone, CLASSES, SIZE)
+    initial = keys.copy()
+    keys.clear()
+    sampler = PixelSampler(64, 64, 10, seed=3)
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        sampler.rows()
+    assert len(set(initial)) == 3 * 10
+    assert len(set(keys)) == 10 * 100
+    assert not set(initial) & set(keys)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +369,23 @@ def test_what_does_not_commute_differs(wrong):
         "chained": lambda: sum(up(F.interpolate(each, (24, 24), mode="bilinear")) for each in projected) + bias,
     }[wrong]()
     assert (z.relu() - reference()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("normalised", "commutes"),
+    [
+        (lambda maps: maps * 2.5 - torch.arange(maps.shape[1])[:, None, None], True),  # of each channel
+        (lambda maps: F.normalize(maps, dim=1), False),
+        (lambda maps: F.layer_norm(maps.movedim(1, -1), maps.shape[1:2]).movedim(-1, 1), False),
+    ],
+    ids=["affine", "L2", "LayerNorm"],
+)
+def test_what_normalises_pixels_does_not_commute(normalised, commutes):
+    pairs = list(zip(*maps_and_weights()[:2], strict=True))
+    before = sum(up(applied(normalised(each), weight)) for each, weight in pairs)
+    after = sum(applied(normalised(up(each)), weight) for each, weight in pairs)
+    assert ((before - after).abs().max() < 1e-12) == commutes
+    assert commutes or (before - after).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("sides", [(4, 4), (8, 8), (32, 32), (5, 3), (40, 7)])

@@ -37,7 +37,7 @@ class DDPMBackbone(FrozenBackbone):
             layers are drawn like all others.
         blocks: numbers of decoder blocks, ascending; a block includes its up-sampling.
         steps: of the diffusion process, from 0 on, in the order of the maps.
-        noise_seed: of the noise that all images and steps share.
+        noise_seed: of the noise that all images and steps share; an experiment gives its data's seed, hence the run's.
         untrained_seed: of the weights of "untrained".
         image_size: side of the images to describe, in pixels.
         torso: type of the convolutions inside the blocks. Published features are of "float16", which keeps them
@@ -104,6 +104,8 @@ class DDPMBackbone(FrozenBackbone):
             loading.load_strictly(self.network, state, str(path))
         self._choose(blocks, steps, num_diffusion_steps)
         self.network.cast_torso(getattr(torch, torso)).to(memory_format=torch.channels_last)
+        if torso == "float16":
+            self.feature_dtype = torch.float16
         generator = torch.Generator().manual_seed(noise_seed)
         noise = torch.randn(1, 3, image_size, image_size, generator=generator, device="cpu")
         self.register_buffer("noise", noise)
