@@ -178,8 +178,8 @@ def million_part(repeats: int, batch_size: int, num_rows: int) -> None:
     print(
         f"{num_rows:,} rows of 25 numbers and 25 columns of 10 categories: made, and encoded by quantiles, in "
         f"{ready - start:.0f} s; {repeats} training steps of {batch_size} rows without the Trainer, "
-        f"{1e3 * (trained - ready) / repeats:.0f} ms each; {len(frame):,} rows drawn with 20 network calls and decoded in "
-        f"{drawn - trained:.0f} s; peak memory of the process {peak_memory() / 1e9:.1f} GB (target: below 8)",
+        f"{1e3 * (trained - ready) / repeats:.0f} ms each; {len(frame):,} rows drawn with 20 network calls and decoded "
+        f"in {drawn - trained:.0f} s; peak memory of the process {peak_memory() / 1e9:.1f} GB (target: below 8)",
         flush=True,
     )
 

@@ -269,7 +269,7 @@ def test_samples_are_drawn_with_the_averaged_weights():
     average = model.denoiser.projection.weight.detach().clone()
     fitted(model, table, 12, callbacks=[Watch()])
     for step, weight in enumerate(weights):
-        decay = min(0.9, (1 + step) / (10 + step))
+        decay = min(0.9, step / (9 + step))
         average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(model.average.projection.weight, average)
 
