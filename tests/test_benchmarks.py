@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from experiments.benchmarks import gp_part, gpvae_step, healing_mnist, measure, whole_step
-from experiments.benchmarks.levers import levers
+from experiments.benchmarks.levers import levers, main
+from experiments.grid import cells
 from lightning_modules.distributions.banded import BandedGaussian
 from lightning_modules.imputation.gpvae import GPVAE
 from lightning_modules.networks import conv
@@ -108,3 +109,22 @@ def test_levers_are_what_the_presets_differ_in():
     assert levers("gpvae_hmnist", "paper") == [
         "model.mask_channel=false", "model.preprocessor_relu=true", "model.remasking=0.0",
     ]  # fmt: skip
+    wanted = ["model.ema_decay=null", "model.step_draws=uniform", "model.exact_proportions=false"]
+    wanted += ["model.category_input=log_one_hot", "data.spread_ties=false"]
+    assert sorted(levers("tabddpm_insurance", "paper")) == sorted(wanted)
+    with pytest.raises(SystemExit, match=r"tabddpm_insurance is no imputer; see .* tabddpm_ablation"):
+        main(["tabddpm_insurance"])
+
+
+def test_the_sweep_of_tabddpm_leaves_out_each_lever_and_reads_no_test_row():
+    planned = cells("tabddpm_ablation")
+    assert all("data.evaluation=validation" in cell.overrides for cell in planned)
+    for dataset in ("california", "diabetes", "abalone", "insurance"):
+        experiment = f"tabddpm_{dataset}"
+        without = {
+            cell.overrides[1] for cell in planned if cell.experiment == experiment and "preset=plus" in cell.overrides
+        }
+        idle = {"diabetes": {"category_input"}, "california": {"category_input", "exact_proportions"}}
+        idle = idle.get(dataset, {"exact_proportions"})  # no categories, no classes
+        expected = {each for each in levers(experiment, "paper") if not any(key in each for key in idle)}
+        assert without == expected | {"data.atoms=0.05", "data.evaluation=validation"}

@@ -14,16 +14,15 @@ def test_it_runs(capsys):
     out = capsys.readouterr().out
     for name, case in tabddpm_step.CASES.items():
         (line,) = [each for each in out.splitlines() if each.startswith(name) and "plain" not in each]
-        network, step, ratio, target, ops, forward, reverse, _, reverse_ops = map(float, line[24:].split())
-        assert min(network, step, ratio, forward, reverse) > 0
+        *times, target, ops, _, _, _, reverse_ops = map(float, line[len(name) :].split())
+        assert len(times) == 3
         assert target == case.target
-        assert ops <= 250
-        assert reverse_ops <= 100
+        assert 50 < ops <= 250
+        assert 20 < reverse_ops <= 100
     assert out.count("plain / bf16: ") == len(tabddpm_step.CASES)
     pattern = r"3,000 rows of 25 numbers .* encoded by quantiles, .* 1 training steps of 64 rows without the Trainer, "
-    assert re.search(
-        pattern + r".* 3,000 rows drawn with 20 network calls and decoded in .* GB \(target: below 8\)", out
-    )
+    pattern += r".* 3,000 rows drawn with 20 network calls and decoded in .* GB \(target: below 8\)"
+    assert re.search(pattern, out)
 
 
 @pytest.mark.slow

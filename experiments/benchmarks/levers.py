@@ -1,13 +1,15 @@
-"""What each lever of a preset is worth, measured on the validation split, never on the test split.
+"""What each lever of an imputer's preset is worth, measured on the validation split, never on the test split.
 
 python -m experiments.benchmarks.levers gpvae_physionet [key=value ...] [--steps 500] [--rows 1000] [--leave-one-out]
 
 Trains the preset `paper`, then `paper` with one lever of `plus` at a time, then with each further key=value alone, then
 `plus` whole, each for a few steps from the same seed, and prints the validation figures of the last step. With
---leave-one-out it trains `plus` without one of its levers at a time.
+--leave-one-out it trains `plus` without one of its levers at a time. What TabDDPM's levers are worth is seen in samples
+of whole trainings only: the sweep tabddpm_ablation.
 """
 
 import argparse
+import json
 import logging
 
 import lightning as L
@@ -16,14 +18,16 @@ from rich.table import Table
 
 from callbacks.imputation_metrics import ImputationMetrics
 from experiments.build import build_data, build_module
-from experiments.config import Experiment, compose
+from experiments.config import Experiment, compose, flattened
 
 
 def levers(name: str, preset: str = "plus") -> list[str]:
-    """The model arguments in which the presets `plus` and `paper` differ, as overrides with the values of one."""
-    paper, plus = (compose(name, [f"preset={each}"]).config["model"] for each in ("paper", "plus"))
+    """The arguments in which the presets `plus` and `paper` differ, as overrides with the values of one."""
+    configs = {each: compose(name, [f"preset={each}"]).config for each in ("paper", "plus")}
+    paper, plus = (flattened({key: configs[each][key] for key in ("model", "data")}) for each in ("paper", "plus"))
     values = {"paper": paper, "plus": plus}[preset]
-    return [f"model.{key}={str(values[key]).lower()}" for key in plus if plus[key] != paper[key]]
+    spelt = {key: values[key] if isinstance(values[key], str) else json.dumps(values[key]) for key in values}
+    return [f"{key}={spelt[key]}" for key in plus if plus[key] != paper[key]]
 
 
 def validation_scores(experiment: Experiment, steps: int) -> dict[str, float]:
@@ -62,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--leave-one-out", action="store_true", help="preset=plus without each lever, instead")
     arguments = parser.parse_intermixed_args(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if compose(arguments.name).config["task"] != "imputation":
+        raise SystemExit(f"{arguments.name} is no imputer; see python -m experiments.sweep tabddpm_ablation")
     shared = [f"data.validation_rows={arguments.rows}"]
     if "fit_on" in compose(arguments.name).config["data"]:
         shared.append("data.fit_on=train")  # else the validation rows are trained on
