@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,23 @@ log = logging.getLogger("genpred")
 Classifier = Literal["multinomial", "binary"]
 
 
+class DownstreamScores(NamedTuple):
+    """What `downstream_scores` finds.
+
+    Attributes:
+        scores: "auroc", the area under the receiver operating characteristic, 0.5 being chance; "auprc", the average
+            precision; "auroc_std", the standard deviation of the AUROC over `draws`.
+        draws: [1000] the AUROC of bootstrap draws of the scored rows, with the classifier held fixed; on the same rows
+            the same draws for every method, see `bootstrap_auroc`.
+    """
+
+    scores: dict[str, float]
+    draws: NDArray[np.float64]
+
+
 def downstream_scores(
     series: np.ndarray, label: np.ndarray, classifier: Classifier, standardised: bool = False
-) -> dict[str, float]:
+) -> DownstreamScores:
     """Scores of a logistic regression on completed series: fitted on the first half of the rows, scored on the second.
 
     "multinomial": softmax regression (lbfgs), macro averages of one-vs-rest scores. "binary": liblinear, P(class 1).
@@ -35,11 +49,6 @@ def downstream_scores(
         label: [row] int.
         classifier: which of the two.
         standardised: bring each column to mean 0 and variance 1 over the first half before, which the authors do not.
-
-    Returns:
-        "auroc", the area under the receiver operating characteristic, 0.5 being chance; "auprc", the average precision;
-        "auroc_std", the standard deviation of the AUROC over 1,000 bootstrap draws of the scored rows, with the
-        classifier held fixed.
 
     Raises:
         ValueError: if a half lacks a class.
@@ -74,12 +83,13 @@ def downstream_scores(
         classes, probability = classes[1:], probability[:, 1:]
     truth = label[half:, None] == classes  # [row, class], one class if binary
     columns = list(zip(truth.T, probability.T, strict=True))
-    bootstrap = np.mean([bootstrap_auroc(*column) for column in columns], axis=0)  # [draw]
-    return {
+    draws = np.mean([bootstrap_auroc(*column) for column in columns], axis=0)
+    scores = {
         "auroc": float(np.mean([roc_auc_score(*column) for column in columns])),
         "auprc": float(np.mean([average_precision_score(*column) for column in columns])),
-        "auroc_std": float(np.nanstd(bootstrap, ddof=1)),
+        "auroc_std": float(np.nanstd(draws, ddof=1)),
     }
+    return DownstreamScores(scores, draws)
 
 
 def bootstrap_auroc(
@@ -123,12 +133,16 @@ class DownstreamClassifier(Metric):
     Rows are gathered on every rank and ordered by index; rank 0 fits, the others wait for the numbers. An error of
     rank 0 is raised on all of them.
 
+    Attributes:
+        draws: after ``compute`` the AUROC as published of bootstrap draws of the scored rows, see `DownstreamScores`.
+
     Args:
         rounded: whether completed series are rounded; they are then stored as bytes.
         classifier: see `downstream_scores`.
     """
 
     full_state_update = False
+    draws: NDArray[np.float64]
 
     def __init__(self, rounded: bool, classifier: Classifier) -> None:
         super().__init__()
@@ -190,12 +204,13 @@ class DownstreamClassifier(Metric):
                 "given once. Under several processes pass use_distributed_sampler=False to the Trainer."
             )
 
-        def fit() -> dict[str, float]:
+        def fit() -> DownstreamScores:
             series = dim_zero_cat(self.series).reshape(len(order), -1)[order].cpu().numpy()  # [row, time * feature]
             label = dim_zero_cat(self.label)[order].cpu().numpy()
-            scores = downstream_scores(series, label, self.classifier)
-            standardised = downstream_scores(series, label, self.classifier, standardised=True)
-            return scores | {f"{name}_standardised": standardised[name] for name in ("auroc", "auprc")}
+            scores, draws = downstream_scores(series, label, self.classifier)
+            standardised = downstream_scores(series, label, self.classifier, standardised=True).scores
+            further = {f"{name}_standardised": standardised[name] for name in ("auroc", "auprc")}
+            return DownstreamScores(scores | further, draws)
 
-        scores = on_rank_zero(fit)
+        scores, self.draws = on_rank_zero(fit)
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in scores.items()}

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import lightning as L
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -259,6 +261,11 @@ class ImputationMetrics(L.Callback):
         """Scores of the last epoch's errors and intervals for each feature, [feature], NaN where none was scored."""
         intervals = {} if self.intervals is None else self.intervals.by_feature
         return self.errors.by_feature | intervals
+
+    @property
+    def draws(self) -> dict[str, NDArray[np.float64]]:
+        """Scores of the last test for bootstrap draws of the scored series, [draw], by their names; NaN for none."""
+        return {} if self.classifier is None else {"test/auroc": self.classifier.draws}
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""

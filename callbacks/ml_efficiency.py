@@ -50,6 +50,7 @@ def ml_efficiency(
     params: Mapping[str, Any],
     evaluation_seeds: Sequence[int] = range(10),
     jobs: int | None = None,
+    threads: int = 1,
 ) -> MLEfficiency:
     """Train an evaluator on each synthetic table with each seed and score it on real rows.
 
@@ -64,15 +65,16 @@ def ml_efficiency(
         evaluator: what is trained, see `Evaluator`.
         params: its arguments beside data and seed.
         evaluation_seeds: one training for each, on each table.
-        jobs: trainings at a time, each in a process of its own; None: as many as there are cores for this process. The
-            scores do not depend on it.
+        jobs: trainings at a time, each in a process of its own; None: as many as the cores that this process may use
+            have room for. The scores do not depend on it.
+        threads: with which the evaluator trains.
 
     Raises:
         ValueError: in one line, which table, column or row cannot be used and what to do about it.
         Exception: what the evaluator raises.
     """
     if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs={jobs}: give the number of trainings at a time, or None for one a core")
+        raise ValueError(f"jobs={jobs}: give the number of trainings at a time, or None for as many as the cores allow")
     if not len(synthetic_tables) or not len(evaluation_seeds):
         raise ValueError(
             f"{len(synthetic_tables)} synthetic table(s) and {len(evaluation_seeds)} evaluation seed(s): give at least "
@@ -89,7 +91,8 @@ def ml_efficiency(
         _check_scorable(encoded[0].targets[part], part, task)
     trainings = [(data, seed) for data in encoded for seed in evaluation_seeds]
     # Processes that are started afresh: a fork of one that has used CUDA or threads is not safe.
-    parallel = joblib.Parallel(n_jobs=min(jobs or joblib.cpu_count(), len(trainings)), backend="loky")
+    jobs = jobs or max(1, joblib.cpu_count() // threads)
+    parallel = joblib.Parallel(n_jobs=min(jobs, len(trainings)), backend="loky")
     rows = parallel(joblib.delayed(_train_and_score)(evaluator, *training, task, params) for training in trainings)
     shape = (len(encoded), len(evaluation_seeds))
     return MLEfficiency({name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]})

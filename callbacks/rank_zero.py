@@ -2,24 +2,24 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch.distributed
 
 log = logging.getLogger("genpred")
+Found = TypeVar("Found")
 
 
-def on_rank_zero(
-    function: Callable[[], dict[str, float]], group: torch.distributed.ProcessGroup | None = None
-) -> dict[str, float]:
+def on_rank_zero(function: Callable[[], Found], group: torch.distributed.ProcessGroup | None = None) -> Found:
     """Call ``function`` on rank 0 and give its result, or its failure as a ValueError, to every rank.
 
     Args:
-        function: what is to be done once.
+        function: what is to be done once; its result is no string.
         group: over which the result is sent; its timeout is how long the others wait. None: the default one.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return function()
-    outcome: list[dict[str, float] | str | None] = [None]
+    outcome: list[Found | str | None] = [None]
     if torch.distributed.get_rank() == 0:
         try:
             outcome = [function()]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -47,6 +48,8 @@ def write_json_atomically(path: str | Path, payload: dict[str, Any]) -> None:
     """
     _refuse(payload, Path(path).name)
     text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
+    # Lists of numbers in one line each. Strings stay as they are: in JSON no line ends within one.
+    text = re.sub(r"\[\n[-+.\w\s,]*\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
     with whole_file(Path(path)) as file:
         file.write(text.encode())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch.distributed as dist
 
-from callbacks.catboost_evaluator import catboost_predictions
+from callbacks.catboost_evaluator import NUM_THREADS, catboost_predictions
 from callbacks.encoding import Table, Task
 from callbacks.ml_efficiency import MLEfficiency, ml_efficiency
 from callbacks.mlp_evaluator import mlp_predictions
@@ -19,7 +19,7 @@ from callbacks.quality import quality_scores
 from callbacks.rank_zero import on_rank_zero
 
 log = logging.getLogger("genpred")
-EVALUATORS = {"catboost": catboost_predictions, "mlp": mlp_predictions}
+EVALUATORS = {"catboost": (catboost_predictions, NUM_THREADS), "mlp": (mlp_predictions, 1)}  # and their threads
 LONGEST_EVALUATION = datetime.timedelta(days=2)  # other ranks wait so long for the one that evaluates
 
 
@@ -121,9 +121,12 @@ class SynthesisMetrics(L.Callback):
             scored, pairs = "val", [(first, second), (second, first)]
         scores = {}
         for name, params in self.evaluators.items():
+            evaluator, threads = EVALUATORS[name]
             log.info("training %s %d times on synthetic rows", name, len(pairs) * len(tables) * seeds)
             results = [
-                ml_efficiency(tables, stopping, rows, self.task, EVALUATORS[name], params, range(seeds)).scores
+                ml_efficiency(
+                    tables, stopping, rows, self.task, evaluator, params, range(seeds), threads=threads
+                ).scores
                 for stopping, rows in pairs
             ]
             keys = [key for key in results[0] if key.startswith("test/")]

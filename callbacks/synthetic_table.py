@@ -18,7 +18,7 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, suffix: str) -> None:
 
 
 class SyntheticTable(L.Callback):
-    """Writes the first table of a test.
+    """Writes the first table of a test, in the types of the training part (evaluators get a real target unrounded).
 
     Args:
         path: ``.csv`` or ``.parquet``.
@@ -39,4 +39,4 @@ class SyntheticTable(L.Callback):
         """Write it, whole or not at all."""
         if batch_idx == 0 and trainer.is_global_zero:
             with whole_file(self.path) as file:
-                write_table(outputs, file, self.path.suffix)
+                write_table(trainer.datamodule.codec.in_own_types(outputs), file, self.path.suffix)

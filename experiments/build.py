@@ -258,7 +258,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         scores = trainer.test(module, data, verbose=False, weights_only=True)[0]
     variables = getattr(data, "variables", None) or getattr(data, "class_names", None)
     by_variable = _by_variable(metrics.by_feature, variables) if variables else {}
-    published = published_figures(experiment.name)
+    published = published_figures(experiment.name) if data.comparable else {}
     baselines = {name: _score_baseline(name, experiment, data, folder, dry_run) for name in config["baselines"]}
     results = {
         "experiment": experiment.name,
@@ -269,6 +269,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "seed": config["seed"],
         "metrics": scores,
         "validation": validation.scores,
+        "bootstrap": _draws(metrics),
         "published": {key: value for key, value in published.items() if key in scores},
         "baselines": baselines,
         "variables": by_variable,
@@ -325,6 +326,14 @@ def _by_variable(scores: dict[str, Any], variables: list[str]) -> dict[str, dict
     return {
         variable: {metric: values[j] for metric, values in columns.items() if math.isfinite(values[j])}
         for j, variable in enumerate(variables)
+    }
+
+
+def _draws(metrics: L.Callback) -> dict[str, list[float | None]]:
+    """Scores for bootstrap draws of the scored rows, where the task has them; None for a draw without a score."""
+    return {
+        name: [round(value, 4) if math.isfinite(value) else None for value in draws.tolist()]
+        for name, draws in getattr(metrics, "draws", {}).items()
     }
 
 

@@ -1,6 +1,7 @@
 """One score over random splits of the data: which differences between methods are more than the choice of the split."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,8 @@ from experiments.tables import (
 NOTE = (
     "difference: to {reference} on the same splits, mean ± standard deviation. 95 % interval: of its mean, by "
     "Student's t; the splits share patients, which makes it too narrow rather than too wide. within split noise: the "
-    "interval holds 0, so the order of the two methods is not settled."
+    "interval holds 0, so the order of the two methods is not settled. SD over rows: of the difference over bootstrap "
+    "draws of a split's scored rows, the same for both methods, averaged over the splits: what one split leaves open."
 )
 
 
@@ -71,11 +73,13 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
         if bootstrap:
             line.append(bootstrap_cell(behind))
         if row == reference:
-            line += [*NO_DIFFERENCE, Cell("reference")]
+            line += [*NO_DIFFERENCE, NO_DRAWS, Cell("reference")]
         elif len(shared) < 2:
-            line += [*NO_DIFFERENCE, Cell("needs two splits")]
+            line += [*NO_DIFFERENCE, NO_DRAWS, Cell("needs two splits")]
         else:
-            line += _difference_cells([own[split] for split in shared], [base[split] for split in shared], metric)
+            pairs = [(found[row][split], found[reference][split]) for split in shared]
+            *numbers, reading = _difference_cells(*([each[split] for split in shared] for each in (own, base)), metric)
+            line += [*numbers, _rows_cell(pairs, key), reading]
         lines.append([Cell(title), *(replace(cell, runs=run_names(behind)) for cell in line)])
     headings = [
         Column("method"),
@@ -85,6 +89,7 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
         Column("difference", fields=("difference", "difference SD")),
         Column("95 % interval", fields=("interval from", "interval to")),
         Column("positive", fields=("positive", "pairs")),
+        Column("SD over rows"),
         Column("reading"),
     ]
     notes = [NOTE.format(reference=titles[reference])]
@@ -92,6 +97,39 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
 
 
 NO_DIFFERENCE = [Cell(numbers=(None, None))] * 3
+NO_DRAWS = Cell(numbers=(None,))
+
+
+def deviation_over_rows(
+    results: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]], metric: str
+) -> float | None:
+    """Standard deviation of the difference of two methods over bootstrap draws of the rows that both are scored on.
+
+    Args:
+        results: runs of one method, of other seeds on one split of the data.
+        reference: runs of the other on the same split.
+        metric: such as "test/auroc".
+
+    Returns:
+        Of the draws' difference of the means over the runs; None where the runs hold no draws, or not of the same rows.
+    """
+    means = []
+    for runs in (results, reference):
+        draws = [run["bootstrap"][metric] for run in runs if metric in run.get("bootstrap", {})]
+        if not draws:
+            return None
+        # A draw of one class only has no score, whatever the method: None in all of them.
+        means.append([None if None in each else statistics.fmean(each) for each in zip(*draws, strict=True)])
+    if [one is None for one in means[0]] != [other is None for other in means[1]]:
+        return None
+    differences = [one - other for one, other in zip(*means, strict=True) if one is not None]
+    return statistics.pstdev(differences) if differences else None
+
+
+def _rows_cell(pairs: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], metric: str) -> Cell:
+    found = [deviation_over_rows(*pair, metric) for pair in pairs]
+    known = [each for each in found if each is not None]
+    return Cell(f"{statistics.fmean(known):.3f}", numbers=(statistics.fmean(known),)) if known else NO_DRAWS
 
 
 def _difference_cells(values: list[float], reference: list[float], metric: Metric) -> list[Cell]:

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.metrics import roc_auc_score
 
+from callbacks.downstream import bootstrap_auroc
 from experiments import grid, report, tables
 from experiments.config import experiments, split_name
 from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text, with_differences
 from experiments.grid import cells, variant_name
 from experiments.report import ROOT, main, run_table
-from experiments.splits import paired_difference, splits_sheet
+from experiments.splits import deviation_over_rows, paired_difference, splits_sheet
 from experiments.tables import METRICS, collect, published_figures, published_tables, table_sheet
 
 SWEEP = """
@@ -74,10 +76,11 @@ def described(tmp_path, monkeypatch):
     published_tables.cache_clear()
 
 
-def write(folder, experiment, seed, metrics, variant="default", overrides=""):
+def write(folder, experiment, seed, metrics, variant="default", overrides="", **further):
     folder.mkdir(parents=True, exist_ok=True)
     command = f"python -m experiments.run {experiment} {overrides} seed={seed} logger=csv"
     payload = {"experiment": experiment, "variant": variant, "seed": seed, "metrics": metrics, "command": command}
+    payload |= further
     (folder / f"{experiment}-{variant}-{seed}.json").write_text(json.dumps(payload))
 
 
@@ -379,6 +382,10 @@ def test_a_difference_needs_two_pairs():
             paired_difference(values, reference)
 
 
+DRAWS = {"mean": [0.6, 0.5, None, 0.64], "vae": [0.7, 0.64, None, 0.72], "gpvae": [0.7, 0.6, 0.65]}  # gpvae: other rows
+WITH_DRAWS = {("mean", 0), ("vae", 0), ("mean", 1), ("vae", 2), ("gpvae", 2)}
+
+
 @pytest.fixture
 def split_runs(described, tmp_path):
     """Mean is far worse than VAE on all five splits; GP-VAE has four of them, and differs from VAE by noise."""
@@ -390,7 +397,8 @@ def split_runs(described, tmp_path):
             auroc = 0.7 + 0.03 * split + difference
             for seed, shift in ((0, 0.002), (1, -0.002)) if method == "vae" else ((0, 0.0),):
                 metrics = {"test/auroc": auroc + shift, "test/auroc_std": 0.02}
-                write(folder, f"{method}_physionet", seed, metrics, variant, f"data.split_seed={split}")
+                draws = {"bootstrap": {"test/auroc": DRAWS[method]}} if (method, split) in WITH_DRAWS else {}
+                write(folder, f"{method}_physionet", seed, metrics, variant, f"data.split_seed={split}", **draws)
         write(folder, f"{method}_physionet", 0, {"test/auroc": 0.1})  # without split: another variant
     return folder
 
@@ -402,25 +410,46 @@ def test_splits_say_which_order_is_settled(split_runs):
     noise = scipy.stats.ttest_rel([0.01, -0.01, 0.02, -0.01], [0.0] * 4).confidence_interval()
     worse = scipy.stats.ttest_rel([-0.1, -0.11, -0.1, -0.09, -0.1], [0.0] * 5).confidence_interval()
     rows = {row[0]: row[1:] for row in shown(sheet)}
-    assert rows["VAE"] == ["5", f"{own:.3f} ± {std:.3f}", "–", "–", "–", "reference"]
+    assert rows["VAE"] == ["5", f"{own:.3f} ± {std:.3f}", "–", "–", "–", "–", "reference"]
     assert rows["mean"][0] == "5"
     assert rows["mean"][2:] == [
         f"-0.100 ± {statistics.stdev([0.1, 0.11, 0.1, 0.09, 0.1]):.3f}",
         f"{worse.low:+.3f} to {worse.high:+.3f}",
         "0 of 5",
+        f"{statistics.pstdev([-0.1, -0.14, -0.08]):.3f}",  # of the one split for which both have draws
         "worse",
     ]
     assert rows["GP-VAE"][0] == "4"
-    assert rows["GP-VAE"][3:] == [f"{noise.low:+.3f} to {noise.high:+.3f}", "2 of 4", "within split noise"]
-    assert rows["GP-VAE plus"] == ["0", "–", "–", "–", "–", "needs two splits"]
+    assert rows["GP-VAE"][3:] == [f"{noise.low:+.3f} to {noise.high:+.3f}", "2 of 4", "–", "within split noise"]
+    assert rows["GP-VAE plus"] == ["0", "–", "–", "–", "–", "–", "needs two splits"]
     assert sheet.notes[0].startswith("difference: to VAE on the same splits")
     assert sheet.below[1] == (
         "Missing: 1 of 15 runs (python -m experiments.sweep splits --local): gpvae on physionet (split_seed 4)."
     )
     against_mean = {row[0]: row[1:] for row in shown(splits_sheet("splits", collect([split_runs]), "mean", True))}
     assert against_mean["VAE"][2] == "0.020"  # the bootstrap's
-    assert against_mean["VAE"][5:] == ["5 of 5", "better"]
+    assert against_mean["VAE"][5:] == ["5 of 5", "0.025", "better"]
     assert against_mean["mean"][-1] == "reference"
+
+
+def test_rows_that_both_methods_are_scored_on_are_drawn_for_both():
+    """Against resampling the rows by hand; two alike methods differ far less than each does from draw to draw."""
+    generator = np.random.default_rng(1)
+    positive = generator.random(300) < 0.3
+    first = positive + generator.normal(size=300)
+    second = first + 0.3 * generator.normal(size=300)
+    draws = [bootstrap_auroc(positive, score).round(4).tolist() for score in (first, second)]
+    one, other = ([{"bootstrap": {"test/auroc": each}}] for each in draws)
+    by_hand = []
+    for _ in range(1000):
+        rows = generator.integers(0, 300, 300)
+        by_hand.append(roc_auc_score(positive[rows], first[rows]) - roc_auc_score(positive[rows], second[rows]))
+    assert deviation_over_rows(one, other, "test/auroc") == pytest.approx(np.std(by_hand), rel=0.15)
+    assert deviation_over_rows(one, other, "test/auroc") < 0.5 * np.std(draws[0])
+    shifted = [{"bootstrap": {"test/auroc": [value + 0.1 for value in draws[0]]}}]
+    assert deviation_over_rows(one, one + shifted, "test/auroc") == pytest.approx(0, abs=1e-12)
+    assert deviation_over_rows(one, [{"metrics": {}}], "test/auroc") is None
+    assert deviation_over_rows(one, [{"bootstrap": {"test/auroc": draws[1][:-1]}}], "test/auroc") is None
 
 
 def test_the_command_prints_writes_and_renews_the_readme(runs, tmp_path, capsys, monkeypatch):

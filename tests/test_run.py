@@ -191,6 +191,11 @@ def test_every_experiment_trains_and_is_scored(name, preset, tmp_path, capsys):
     assert results["metrics"].keys() == {f"test/{metric}" for metric in expected}
     assert all(np.isfinite(value) for value in results["metrics"].values())
     assert 0 <= results["metrics"].get("test/auroc", 0.5) <= 1
+    for draws in results["bootstrap"].values():
+        assert len(draws) == 1000
+        spread = np.nanstd(np.array(draws, dtype=float), ddof=1)
+        assert spread == pytest.approx(results["metrics"]["test/auroc_std"], abs=1e-4)
+    assert ("test/auroc" in results["bootstrap"]) == (dataset != "sprites")
     assert (results["method"], results["dataset"], results["preset"]) == (method, dataset, preset)
     trained = method not in FILLS
     assert results["steps"] == (2 if trained else 0)
@@ -233,10 +238,11 @@ def test_results_are_complete(finished):
     folder, results = finished
     types = {
         "experiment": str, "method": str, "dataset": str, "preset": str, "variant": str, "seed": int, "metrics": dict,
-        "validation": dict, "published": dict, "baselines": dict, "variables": dict, "parameters": int, "steps": int,
-        "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int, "warnings": list,
-        "config_sha256": str, "data_sha256": dict, "data_variant": str, "comparable": bool, "versions": dict,
-        "device": str, "precision": str, "world_size": int, "git_commit": str, "command": str, "finished": str,
+        "validation": dict, "bootstrap": dict, "published": dict, "baselines": dict, "variables": dict,
+        "parameters": int, "steps": int, "train_seconds": float, "test_seconds": float, "peak_memory_bytes": int,
+        "warnings": list, "config_sha256": str, "data_sha256": dict, "data_variant": str, "comparable": bool,
+        "versions": dict, "device": str, "precision": str, "world_size": int, "git_commit": str,
+        "command": str, "finished": str,
     }  # fmt: skip
     assert {key: type(value) for key, value in results.items()} == types
     experiment = compose("gpvae_digits", [*SMALL, "seed=3"])

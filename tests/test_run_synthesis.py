@@ -110,3 +110,11 @@ def test_published_tables(method, dataset, tmp_path, capsys):
     assert results["published"].keys() >= {f"test/{metric}_catboost"}
     assert results["data_variant"] == "published"
     assert f"{results['published'][f'test/{metric}_catboost']['mean']:.3f}" in capsys.readouterr().out
+
+
+def test_published_figures_are_beside_published_rows_alone(tmp_path):
+    if not os.environ.get("GENPRED_MIRROR") and not sources.data_home().exists():
+        pytest.skip("the raw files are not at hand")
+    _, results = run(tmp_path, "real_diabetes", "data.split=seeded", "evaluation=quick", "data.mlp=null")
+    assert results["comparable"] is False
+    assert results["published"] == {}

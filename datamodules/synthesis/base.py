@@ -59,6 +59,11 @@ class TableDataModule(ResumableDataModule):
             "evaluation_seeds": options.evaluation_seeds or SEEDS[options.evaluation][1],
         }
 
+    @property
+    def num_rows_drawn(self) -> int:
+        """Rows of a synthetic table; after `setup`."""
+        return self.hparams.num_samples or len(self.encoded.target)
+
     def check_arguments(self) -> None:
         """Raise ValueError if one of the arguments that all tables have is out of range."""
         options = self.hparams
@@ -110,10 +115,7 @@ class TableDataModule(ResumableDataModule):
     def test_dataloader(self) -> RequestLoader:
         """Requests for this rank's synthetic tables, one for each sampling seed."""
         options = self.hparams
-        num_rows, seeds = (
-            options.num_samples or len(self.encoded.target),
-            options.sampling_seeds or SEEDS[options.evaluation][0],
-        )
+        num_rows, seeds = self.num_rows_drawn, options.sampling_seeds or SEEDS[options.evaluation][0]
         if self.trainer.fast_dev_run:
             num_rows = min(num_rows, DRY_RUN_ROWS)
         mine = range(self.rank, seeds, self.world_size)

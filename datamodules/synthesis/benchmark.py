@@ -43,7 +43,8 @@ class BenchmarkTable(TableDataModule):
         normalisation: of the numerical columns, see `TableTransform.fit`.
         atoms: share of the rows above which a number is a state of its own, see `Atoms`; None: as published, none is.
         spread_ties: spread equal numbers over their ranks, see `QuantileTransform.transform`; False: as published.
-        num_samples: rows of a synthetic table; None: as many as the training part has.
+        num_samples: rows of a synthetic table; None: as many as the training part has. With a substitute the number is
+            in proportion to its training rows: those who tuned it have tuned how many times these are drawn.
         evaluation: "published": 5 synthetic tables, 10 trainings of each evaluator on each; "quick": 1 and 3;
             "validation": 5 and 3, scored on the validation part, the test part left out: to compare settings by.
         sampling_seeds: another number of tables.
@@ -95,6 +96,20 @@ class BenchmarkTable(TableDataModule):
     def comparable(self) -> bool:
         """Whether the rows and their parts are the published ones."""
         return self.hparams.split == "published" and self.data_variant == "published"
+
+    @property
+    def num_rows_drawn(self) -> int:
+        """Rows of a synthetic table; after `setup`."""
+        asked = self.hparams.num_samples
+        if asked is None or self.data_variant == "published":
+            return super().num_rows_drawn
+        here, published = len(self.encoded.target), DATASETS[self.hparams.name].sizes[0]
+        scaled = max(1, round(asked * here / published))
+        logger.warning(
+            "%s: %d rows are drawn in place of num_samples=%d: the substitute has %d training rows, not %d.",
+            self.hparams.name, scaled, asked, here, published,
+        )  # fmt: skip
+        return scaled
 
     @cached_property
     def data_sha256(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Categories of a table's columns as integers or indicators, fitted to its training part."""
+"""Categories of a table's columns as integers, fitted to its training part."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -77,14 +77,6 @@ class CategoricalEncoder:
         for j, categories in enumerate(self.categories):
             values[:, j] = categories[codes[:, j]]
         return values
-
-    def one_hot(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Indicators [row, sum of counts] of ranks [row, column], for evaluators; unknown categories are all 0."""
-        counts = self.counts
-        indicators = np.zeros((len(codes), counts.sum()), dtype=np.float32)
-        row, column = np.nonzero(codes < counts)
-        indicators[row, (np.cumsum(counts) - counts)[column] + codes[row, column]] = 1
-        return indicators
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a checkpoint."""

@@ -1,7 +1,7 @@
 """A table between its own form, a data frame, and the form in which models see it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -57,6 +57,9 @@ class Columns(Protocol):
     def value(self, name: str, value: Any) -> Any:
         """A value that a column is to have, as its array holds it."""
 
+    def shown(self, name: str, number: np.number) -> str:
+        """A number of a numerical column's array as text for a message."""
+
     def mask_of(self, name: str) -> str | None:
         """Name of the categorical column that says where a numerical one has gaps; None: it has none."""
 
@@ -98,6 +101,10 @@ class NamedColumns:
         """The value itself."""
         return value
 
+    def shown(self, name: str, number: np.number) -> str:
+        """The number without needless digits."""
+        return np.format_float_positional(number, trim="-")
+
     def mask_of(self, name: str) -> str | None:
         """None: there are no gaps."""
         return None
@@ -121,12 +128,16 @@ class TableCodec:
         columns: of the table.
         atoms: numbers that are states.
         class_counts: training rows of each class; empty in regression.
+        num_type: numpy's name of the type of ``X_num``; None: the table has none.
+        exact_target: whether a real target of whole numbers stays as a model draws it, see `for_evaluation`.
     """
 
     transform: TableTransform
     columns: Columns
     atoms: Atoms
     class_counts: tuple[int, ...]
+    num_type: str | None
+    exact_target: bool = False
 
     @classmethod
     def fit(
@@ -150,7 +161,17 @@ class TableCodec:
         if transform.num_classes:
             number = transform.target.encode(np.asarray(train.y)[:, None])[:, 0]
             counts = tuple(np.bincount(number, minlength=transform.num_classes).tolist())
-        return cls(transform, columns, found, counts)
+        return cls(
+            transform, columns, found, counts, None if train.X_num is None else np.asarray(train.X_num).dtype.str
+        )
+
+    def for_evaluation(self) -> Self:
+        """The codec whose rows are scored: a real target of whole numbers is not rounded.
+
+        So it is in the published procedure, where evaluators are trained on such targets (abalone's rings). Users get
+        whole ones.
+        """
+        return replace(self, exact_target=True)
 
     @property
     def num_numericals(self) -> int:
@@ -191,15 +212,27 @@ class TableCodec:
             target: [row] classes; not read in regression.
             conditions: values of columns as the rows were drawn with: a number of them comes out as it was given, and
                 not as the quantiles' inverse has it.
+
+        Raises:
+            ValueError: as in `encode_conditions`.
         """
         table = self.transform.inverse(numericals.numpy(), categories.numpy(), target)
-        table = self.atoms.merge(table, len(self.columns.numerical), np.dtype(self.transform.num_type or np.float64))
+        table = self.atoms.merge(table, len(self.columns.numerical), np.dtype(self.num_type))
         for name, value in (conditions or {}).items():
             if name in self.columns.numerical:
-                table.X_num[:, self.columns.numerical.index(name)] = self.columns.value(name, value)
+                table.X_num[:, self.columns.numerical.index(name)] = self._given(name, value)
             elif name == self.columns.target and not self.class_counts:
-                table.y[:] = self.columns.value(name, value)
-        return self.frame(table)
+                table.y[:] = self._given(name, value)
+        frame = self.frame(table)
+        return frame if self.exact_target else self.in_own_types(frame)
+
+    def in_own_types(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows that were drawn `for_evaluation` as users get them: a real target of whole numbers is rounded."""
+        if self.class_counts or np.dtype(self.transform.target_type).kind == "f":
+            return frame
+        return frame.assign(
+            **{self.columns.target: frame[self.columns.target].round().astype(self.transform.target_type)}
+        )
 
     def encode_conditions(self, conditions: Mapping[str, Any]) -> EncodedConditions:
         """Values that columns are to have, as models see them.
@@ -208,7 +241,8 @@ class TableCodec:
             conditions: by the columns' names.
 
         Raises:
-            ValueError: there is no such column, or a categorical one has no such category.
+            ValueError: there is no such column, a categorical one has no such category, or a numerical one cannot have
+                the number: it is not whole where all are, or outside of the training range.
         """
         columns = self.columns
         target, numericals, categories = None, {}, {}
@@ -219,7 +253,7 @@ class TableCodec:
             elif name == columns.target and self.class_counts:
                 target = _number(self.transform.target.categories[0], name, value)
             elif name in columns.numerical or name == columns.target:
-                number = _finite(name, columns.value(name, value))
+                number = self._given(name, value)
                 place = columns.numerical.index(name) if name in columns.numerical else None
                 if place in self.atoms.values:
                     state = list(self.atoms.values).index(place)
@@ -238,6 +272,44 @@ class TableCodec:
                 raise ValueError(f"the table has no column {name!r}; it has {known}")
         return EncodedConditions(target, numericals, categories)
 
+    def _given(self, name: str, value: Any) -> float:
+        """A number that a numerical column, or a real target, is to have, as its array holds it.
+
+        Raises:
+            ValueError: it is none, or none that the column can have.
+        """
+        place = self.columns.numerical.index(name) if name in self.columns.numerical else None
+        dtype = np.dtype(self.transform.target_type if place is None else self.num_type)
+        number = _finite(name, self.columns.value(name, value))
+        if dtype.kind == "f":
+            with np.errstate(over="ignore"):  # it is beyond the range then
+                number = float(dtype.type(number))  # so that the end of a range of float32 is in it, as it is written
+        atoms = self.atoms.values.get(place, np.zeros(0))
+        low, high = atoms.min(initial=np.inf), atoms.max(initial=-np.inf)
+        only = atoms if place in self.atoms.whole else None
+        if only is None:
+            column = 0 if place is None else self.atoms.kept(len(self.columns.numerical)).index(place)
+            feature = column + (not self.class_counts and place is not None)
+            smallest, largest = (float(each[feature]) for each in self.transform.numerical.bounds)
+            low, high = min(low, smallest), max(high, largest)
+            if place is not None and column in self.transform.snapped:
+                only = np.union1d(atoms, self.transform.snapped[column])
+
+        def shown(each: float) -> str:
+            return self.columns.shown(name, dtype.type(each))
+
+        if not low <= number <= high:
+            raise ValueError(
+                f"{name}={value!r}: it is outside of the column's training range, {shown(low)} to {shown(high)}; give "
+                "a number within it"
+            )
+        if only is not None and number not in only:
+            numbers = ", ".join(shown(each) for each in only)
+            raise ValueError(f"{name}={value!r}: the column has no numbers but {numbers}; give one of them")
+        if dtype.kind != "f" and number != np.rint(number):
+            raise ValueError(f"{name}={value!r}: the column has whole numbers alone; give {np.rint(number):.0f}")
+        return number
+
     def _score(self, number: float, feature: int) -> float:
         """A number of a feature as a model sees it."""
         row = np.zeros((1, self.num_numericals))
@@ -251,6 +323,7 @@ class TableCodec:
             "columns": self.columns.state_dict(),
             "atoms": self.atoms.state_dict(),
             "class_counts": list(self.class_counts),
+            "num_type": self.num_type,
         }
 
     @classmethod
@@ -261,6 +334,7 @@ class TableCodec:
             columns_class.from_state(state["columns"]),
             Atoms.from_state(state["atoms"]),
             tuple(state["class_counts"]),
+            state.get("num_type", state["transform"]["num_type"]),  # older checkpoints have it there alone
         )
 
 

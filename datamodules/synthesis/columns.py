@@ -203,6 +203,13 @@ class OwnColumns:
         except CellError as error:
             raise ValueError(f"{name}={value!r}: {error}") from error
 
+    def shown(self, name: str, number: np.number) -> str:
+        """A number of a numerical column's array as text for a message: a date as the table has it."""
+        column = next(each for each in self.columns if each.name == name)
+        if column.kind != "date":
+            return np.format_float_positional(number, trim="-")
+        return str(cells_of(np.array([number]), np.zeros(1, dtype=bool), column).iloc[0])
+
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a checkpoint."""
         return asdict(self) | {"columns": [asdict(column) for column in self.columns]}

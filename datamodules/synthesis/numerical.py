@@ -55,6 +55,11 @@ class QuantileTransform(TensorState):
 
     quantiles: NDArray[np.float64]
 
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest training value of each column."""
+        return self.quantiles[0], self.quantiles[-1]
+
     @classmethod
     def fit(cls, X: NDArray) -> "QuantileTransform":
         """Fit to the rows of X [row, column], without gaps."""
@@ -117,6 +122,11 @@ class AffineTransform(TensorState):
     width: NDArray[np.float64]
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest training value of each column."""
+        return self.minimum, self.maximum
 
     @classmethod
     def fit(cls, X: NDArray, normalisation: Literal["minmax", "standard"]) -> "AffineTransform":

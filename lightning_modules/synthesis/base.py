@@ -44,6 +44,9 @@ class Codec(Protocol):
     def encode_conditions(self, conditions: Mapping[str, Any]) -> Conditions:
         """Values of columns, by the columns' names, as models see them."""
 
+    def for_evaluation(self) -> "Codec":
+        """The codec whose rows are scored: a real target of whole numbers is not rounded, as published."""
+
 
 class TableSource(Protocol):
     """What a method takes from the DataModule, after its ``setup``."""
@@ -91,5 +94,9 @@ class Synthesizer(L.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define sample(num_rows, generator, conditions)")
 
     def test_step(self, batch: SamplingRequest, batch_index: int) -> pd.DataFrame:
-        """Draw a table; the metric callbacks score it."""
-        return self.sample(batch.num_rows, torch.Generator(self.device).manual_seed(batch.seed))
+        """Draw a table; the metric callbacks score it. Its real target is as the codec has it `for_evaluation`."""
+        codec, self.codec = self.codec, self.codec.for_evaluation()
+        try:
+            return self.sample(batch.num_rows, torch.Generator(self.device).manual_seed(batch.seed))
+        finally:
+            self.codec = codec

@@ -5,6 +5,13 @@ of its section 6.1. As a generator of whole tables, and for regression, as in Ta
 where it ran on imbalanced-learn 0.7: every class is drawn from; the halves of a real target below and above its median
 stand in for classes, and the target is interpolated like any number; with categories ``margin`` has no effect, and a
 category that differs counts as half of the median standard deviation of the smallest class' numbers.
+
+That library is not used here, for its interface and its present version are for another purpose, as read in 0.14:
+``fit_resample`` balances classes. It gives the training rows back with the new ones, refuses a real target, and refuses
+a class with no more rows than neighbours. New numbers lie anywhere between the two rows: there is no ``margin``. Since
+0.12 ``SMOTENC`` takes the median of each class, and over the root of 2 where half of the smallest class' was published,
+so that it finds other neighbours. It holds indicators of the neighbours of all new rows at once, and searches the
+neighbours again for each table that is drawn. What both have in common gives the same rows, which a test holds.
 """
 
 from collections.abc import Mapping

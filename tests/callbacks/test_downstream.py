@@ -88,12 +88,12 @@ def test_standardised_columns_do_not_feel_their_units(classifier):
     x, y = completed(data, False), data.label.numpy()
     x[:, 3] = 7.0  # a constant column
     units = np.random.default_rng(0).uniform(0.01, 100, x.shape[1])
-    first, second = (downstream_scores(each, y, classifier, True) for each in (x, x * units + units))
+    first, second = (downstream_scores(each, y, classifier, True).scores for each in (x, x * units + units))
     assert first == pytest.approx(second, abs=1e-9)
     inputs = (x - x[:30].mean(0)) / np.where(x[:30].std(0) > 0, x[:30].std(0), 1)
-    plain = downstream_scores(inputs, y, classifier)
+    plain = downstream_scores(inputs, y, classifier).scores
     assert first == pytest.approx(plain, abs=1e-9)
-    assert downstream_scores(x * units, y, classifier)["auroc"] != plain["auroc"]
+    assert downstream_scores(x * units, y, classifier).scores["auroc"] != plain["auroc"]
 
 
 @settings(max_examples=30, deadline=None)

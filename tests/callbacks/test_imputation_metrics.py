@@ -222,10 +222,14 @@ def test_through_a_trainer(tmp_path, ranks):
     metrics = ImputationMetrics(3, False, "multinomial", samples=50, mixture_samples=40)
     (scores,) = trainer(tmp_path, metrics, **ranks).test(Module(data), verbose=False)
     arguments = completed(data, False), data.label.numpy(), "multinomial"
-    truth = plain_scores(data, False) | plain_intervals(data, 50) | downstream_scores(*arguments)
+    downstream, draws = downstream_scores(*arguments)
+    truth = plain_scores(data, False) | plain_intervals(data, 50) | downstream
     truth["nll_mixture"] = truth["nll"] - 2
-    truth |= {f"{name}_standardised": downstream_scores(*arguments, True)[name] for name in ("auroc", "auprc")}
+    truth |= {f"{name}_standardised": downstream_scores(*arguments, True).scores[name] for name in ("auroc", "auprc")}
     assert scores == {f"test/{name}": pytest.approx(value, rel=FLOAT32) for name, value in truth.items()}
+    if ranks["devices"] == 1:  # else the metrics of the other processes are theirs
+        assert metrics.draws.keys() == {"test/auroc"}
+        np.testing.assert_array_equal(metrics.draws["test/auroc"], draws)
 
 
 def test_validation_scores_every_epoch_anew_and_not_the_sanity_check(tmp_path):

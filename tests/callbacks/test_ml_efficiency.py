@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
 
-from callbacks import mlp_evaluator
-from callbacks.catboost_evaluator import catboost_predictions
+from callbacks import mlp_evaluator, synthesis_metrics
+from callbacks.catboost_evaluator import NUM_THREADS, catboost_predictions
 from callbacks.encoding import EncodedTables
-from callbacks.ml_efficiency import ml_efficiency, prediction_scores
+from callbacks.ml_efficiency import MLEfficiency, ml_efficiency, prediction_scores
 from callbacks.mlp_evaluator import mlp_predictions
 from datamodules import sources
 from datamodules.synthesis.benchmark import load_arrays
@@ -229,6 +230,39 @@ def test_parallel_equals_serial_and_scores_are_by_table_and_seed(evaluator):
     values = serial.scores["test/f1"].ravel()
     assert serial.mean["test/f1"] == pytest.approx(values.sum() / 6)
     assert serial.std["test/f1"] == pytest.approx(np.sqrt(((values - values.mean()) ** 2).sum() / 6))
+
+
+@pytest.mark.parametrize(("cores", "threads", "expected"), [(16, 4, 4), (2, 4, 1), (16, 1, 6), (7, 3, 2)])
+def test_trainings_at_a_time_leave_each_its_threads(monkeypatch, cores, threads, expected):
+    asked = []
+
+    def serial(n_jobs, backend):
+        asked.append(n_jobs)
+        return lambda calls: [function(*arguments, **named) for function, arguments, named in calls]
+
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(joblib, "Parallel", serial)
+    data = tables("regression")
+
+    def mean(data, seed):
+        return {part: np.full(len(data.targets[part]), 1.0) for part in ("val", "test")}
+
+    ml_efficiency([data["train"]], data["val"], data["test"], "regression", mean, {}, range(6), threads=threads)
+    assert asked == [expected]
+
+
+def test_the_metric_knows_how_many_threads_catboost_has(monkeypatch):
+    seen = {}
+
+    def evaluated(*arguments, threads):
+        seen[arguments[4]] = threads
+        return MLEfficiency({"test/r2": np.zeros((1, 1))})
+
+    monkeypatch.setattr(synthesis_metrics, "ml_efficiency", evaluated)
+    data = tables("regression")
+    metrics = synthesis_metrics.SynthesisMetrics("regression", catboost={}, mlp={})
+    metrics._efficiency([data["train"]], data, 1)
+    assert seen == {catboost_predictions: NUM_THREADS, mlp_predictions: 1}
 
 
 def with_change(part, change):

@@ -37,6 +37,15 @@ def test_what_is_written_is_read(tmp_path_factory, payload):
     assert [each.name for each in path.parent.iterdir()] == ["results.json"]
 
 
+def test_a_list_of_numbers_is_one_line(tmp_path):
+    path = tmp_path / "results.json"
+    write_json_atomically(path, {"draws": {"a": [0.5, None, -1e-7]}, "text": "[1,  2 ]", "words": ["b", "c"], "d": []})
+    lines = path.read_text().splitlines()
+    assert '    "a": [0.5, null, -1e-07]' in lines
+    assert '  "text": "[1,  2 ]",' in lines
+    assert '    "b",' in lines
+
+
 @pytest.mark.parametrize(
     ("payload", "error", "message"),
     [

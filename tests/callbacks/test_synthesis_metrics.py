@@ -29,7 +29,7 @@ def seen(monkeypatch):
         calls.append({part: data.numericals[part][:, 0].astype(int).tolist() for part in ("val", "test")})
         return {part: np.full(len(data.targets[part]), 0.7) for part in ("val", "test")}
 
-    monkeypatch.setattr(synthesis_metrics, "EVALUATORS", {"catboost": evaluator, "mlp": evaluator})
+    monkeypatch.setattr(synthesis_metrics, "EVALUATORS", {"catboost": (evaluator, 1), "mlp": (evaluator, 1)})
     monkeypatch.setattr(synthesis_metrics, "ml_efficiency", functools.partial(ml_efficiency, jobs=1))
     monkeypatch.setattr(synthesis_metrics, "quality_scores", lambda *_: {})
     return calls
@@ -69,7 +69,7 @@ def test_scores_of_halves_are_averaged_before_their_deviation_is_taken(seen, mon
     """The halves differ by 0.1 throughout, and three evaluation seeds by 0, 0.2 and 0.4."""
     values = iter([[[0.5, 0.7, 0.9]], [[0.6, 0.8, 1.0]]])
 
-    def two_results(*_):
+    def two_results(*_, threads):
         return SimpleNamespace(scores={"val/f1": np.zeros((1, 3)), "test/f1": np.array(next(values))})
 
     monkeypatch.setattr(synthesis_metrics, "ml_efficiency", two_results)

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -19,8 +20,8 @@ from sklearn.model_selection import train_test_split
 
 from datamodules import sources
 from datamodules.sources import Source, SourceError
-from datamodules.synthesis import published_arrays, raw_tables, row_splits
-from datamodules.synthesis.benchmark import DATASETS, data_sha256, data_variant, load_arrays
+from datamodules.synthesis import benchmark, published_arrays, raw_tables, row_splits
+from datamodules.synthesis.benchmark import DATASETS, BenchmarkTable, data_sha256, data_variant, load_arrays
 
 PARTS = ("train", "val", "test")
 SUBSTITUTES = {
@@ -189,6 +190,24 @@ def test_a_substitute_is_named_and_keeps_the_columns(name, raw, caplog):
         digest == sources.file_sha256(sources.find_unverified(f"tabular/{file}"))
         for file, digest in data_sha256(name).items()
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "num_samples", "expected"),
+    [
+        ("features-test-set", 1_264_000, 64_147),  # 8.018 a training row, as published
+        ("features-test-set", None, 8000),
+        ("features-test-set", 3, 1),
+        ("published", 1_264_000, 1_264_000),
+    ],
+)
+def test_from_a_substitute_as_many_rows_are_drawn_a_training_row(monkeypatch, caplog, variant, num_samples, expected):
+    monkeypatch.setattr(benchmark, "data_variant", lambda name: variant)
+    data = BenchmarkTable("fb-comments", num_samples=num_samples, sampling_seeds=2)
+    data.encoded = SimpleNamespace(target=np.zeros(8000))
+    data.trainer = SimpleNamespace(fast_dev_run=False, global_rank=0, world_size=1)
+    assert [request.num_rows for request in data.test_dataloader()] == [expected] * 2
+    assert ("8000 training rows, not 157638" in caplog.text) == (num_samples not in (None, expected))
 
 
 @pytest.mark.data

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest, norm
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OrdinalEncoder, QuantileTransformer, StandardScaler
 
 from datamodules.synthesis.numerical import QuantileTransform, num_quantiles, snap
 from datamodules.synthesis.preprocessing import Table, TableTransform
@@ -300,16 +300,6 @@ def test_categories_equal_scikit_learn():
     integers = generator.integers(-5, 6, (100, 2)) * 7
     codes = TableTransform.fit(None, integers, y[:100], "multiclass").transform(None, integers, y[:100]).categories
     np.testing.assert_array_equal(codes, OrdinalEncoder().fit_transform(integers))
-
-
-def test_indicators_equal_scikit_learn():
-    _, X_cat, y = random_table()
-    encoder = TableTransform.fit(None, X_cat, y, "binclass").categorical
-    part = np.concatenate([X_cat[:50], [["new", "x"], ["a", "new"]]])
-    expected = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32).fit(X_cat).transform(part)
-    indicators = encoder.one_hot(encoder.encode(part))
-    assert indicators.dtype == np.float32
-    np.testing.assert_array_equal(indicators, expected)
 
 
 @pytest.mark.parametrize("task", ["binclass", "regression"])
