@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from experiments.benchmarks import gp_part, gpvae_step, healing_mnist, measure, whole_step
+from experiments.benchmarks import gp_likelihood, gp_part, gpvae_step, healing_mnist, measure, whole_step
 from experiments.benchmarks.levers import levers, main
 from experiments.grid import cells
 from lightning_modules.distributions.banded import BandedGaussian
@@ -128,3 +128,18 @@ def test_the_sweep_of_tabddpm_leaves_out_each_lever_and_reads_no_test_row():
         idle = idle.get(dataset, {"exact_proportions"})  # no categories, no classes
         expected = {each for each in levers(experiment, "paper") if not any(key in each for key in idle)}
         assert without == expected | {"data.atoms=0.05", "data.evaluation=validation"}
+
+
+def test_the_likelihood_of_gpytorch_is_ours(capsys):
+    pytest.importorskip("gpytorch", reason="needs the extra bench")
+    gp_likelihood.main(["--repeats", "1"])
+    assert "GPyTorch / genpred: " in capsys.readouterr().out
+
+
+def test_the_likelihood_without_gpytorch(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gpytorch", None)
+    gp_likelihood.main(["--repeats", "1"])
+    out = capsys.readouterr().out
+    assert "GPyTorch is not installed" in out
+    assert "genpred  " in out
+    assert "GPyTorch / genpred" not in out
