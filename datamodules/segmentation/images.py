@@ -1,6 +1,7 @@
 """Reading images and masks of any origin, and bringing them to one size."""
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from datamodules.sources import SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 LISTED = 20  # faulty files that an error names
+# NumPy parses a file's header as Python, and CPython before 3.11.8 and 3.12.2 may fail to do so in two threads at once
+# (its issue 106905: "AST constructor recursion depth mismatch").
+_PARSER = threading.Lock()
 Resize = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]  # a mask to a height and a width
 
 
@@ -151,7 +155,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         ImagesError: it cannot be read, or its values are no numbers of classes; the reason alone.
     """
     try:
-        mask = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_indices(path)
+        mask = _read_array(path) if path.suffix.lower() == ".npy" else _read_indices(path)
     except ImagesError:
         raise
     except Exception as error:  # as of Pillow, and NumPy's are of several kinds, too
@@ -164,6 +168,11 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         found = f"{mask.min()} to {mask.max()}" if mask.size else "none"
         raise ImagesError(f"numbers of classes lie between 0 and 255, its values are {found}")
     return mask.astype(np.uint8)
+
+
+def _read_array(path: Path) -> NDArray:
+    with _PARSER:
+        return np.load(path, allow_pickle=False)
 
 
 def _read_indices(path: Path) -> NDArray:

@@ -5,7 +5,9 @@ import hashlib
 import io
 import os
 import tarfile
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pooch
@@ -20,7 +22,7 @@ from datamodules import sources
 from datamodules.segmentation import annotated_images
 from datamodules.segmentation.annotated_images import AnnotatedImages
 from datamodules.segmentation.facts import DATASETS, UNLABELLED
-from datamodules.segmentation.images import ImagesError, nearest, whole_image, whole_mask
+from datamodules.segmentation.images import ImagesError, nearest, read_mask, whole_image, whole_mask
 from datamodules.segmentation.palette import palette
 from datamodules.segmentation.pixels import PixelSampler, TrainingPixels, ignore_small_regions
 
@@ -324,7 +326,7 @@ def test_all_faulty_files_are_named_at_once(cats):
     with pytest.raises(ImagesError) as caught:
         module.prepare_data()
     lines = str(caught.value).splitlines()
-    assert "7 to be put right" in lines[0]
+    assert "7 to be put right" in lines[0], lines
     expected = {
         "train/cat_c.npy": "65 x 64 pixels, but cat_c.png has 64 x 64",
         "train/cat_z.npy": "label 15, 200, 254, but there are 15 classes, 0 to 14, and 255",
@@ -336,6 +338,26 @@ def test_all_faulty_files_are_named_at_once(cats):
     }
     for name, reason in expected.items():
         assert [name in line and reason in line for line in lines].count(True) == 1, name
+
+
+def test_no_two_threads_parse_a_header_at_once(tmp_path, monkeypatch):
+    """Which older patch releases of Python do not survive."""
+    np.save(tmp_path / "mask.npy", np.eye(4, dtype=np.uint8))
+    load, inside, most = np.load, [], []
+
+    def watched(*arguments, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.005)
+        inside.pop()
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", watched)
+    with ThreadPoolExecutor(4) as pool:
+        masks = list(pool.map(read_mask, [tmp_path / "mask.npy"] * 12))
+    assert len(most) == 12
+    assert max(most) == 1
+    assert all(np.array_equal(mask, np.eye(4)) for mask in masks)
 
 
 def test_missing_files_are_named(cats):
