@@ -53,8 +53,8 @@ class DiffusionPretraining(L.LightningModule):
         weight_decay: of AdamW.
         warm_up_steps: optimizer steps over which the learning rate rises from 0.
         bound_weight: of the variational bound, in bits per dimension, beside the squared error.
-        ema_decay: decay an optimizer step of the averaged weights, less at first (1 - 9 / (10 + step)). They are
-            what is validated, sampled and used for features.
+        ema_decay: decay an optimizer step of the averaged weights, less at first (step / (9 + step), from step 0 on).
+            They are what is validated, sampled and used for features.
         evaluation_repeats: steps at which each image is scored.
 
     Raises:
@@ -128,13 +128,13 @@ class DiffusionPretraining(L.LightningModule):
     def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
         """The optimizer's step, then the average's: a checkpoint is written before any hook at the end of a batch."""
         super().optimizer_step(epoch, batch_index, *arguments, **named)
-        self.update_average(self.trainer.global_step - 1)
+        self.update_average(self.trainer.global_step)  # this step is not counted yet
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
         """Average the weights, over fewer steps at first, so that where they began is soon forgotten."""
         pair = [list(network.parameters()) for network in (self.average, self.network)]
-        torch._foreach_lerp_(*pair, 1 - min(self.hparams.ema_decay, (1 + step) / (10 + step)))
+        torch._foreach_lerp_(*pair, 1 - min(self.hparams.ema_decay, step / (9 + step)))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, its rate rising from 0 at first."""

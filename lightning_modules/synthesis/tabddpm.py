@@ -81,7 +81,7 @@ class TabDDPM(Synthesizer):
         learning_rate: of AdamW, falling linearly to 0.
         weight_decay: of AdamW.
         ema_decay: decay a step of the averaged weights that samples are drawn with, less at first
-            (1 - 9 / (10 + step)); None: the last weights.
+            (step / (9 + step), from step 0 on); None: the last weights.
         sampling_steps: network calls for a sample, strided over all diffusion steps; None: all of them.
         reverse_variance: of the noise that a reverse step adds to numbers, see `gaussian.reverse_coefficients`.
         exact_proportions: whether samples have the training part's shares of classes, to one row; or drawn ones.
@@ -214,14 +214,14 @@ class TabDDPM(Synthesizer):
     def optimizer_step(self, epoch: int, batch_index: int, *arguments: Any, **named: Any) -> None:
         """The optimiser's step, then the average's: a checkpoint is written before any hook at the end of a batch."""
         super().optimizer_step(epoch, batch_index, *arguments, **named)
-        self.update_average(self.trainer.global_step - 1)
+        self.update_average(self.trainer.global_step)  # this step is not counted yet
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
         """Average the weights, over fewer steps at first, so that where they began is soon forgotten."""
         if self.average is not None:
             pair = [list(network.parameters()) for network in (self.average, self.denoiser)]
-            torch._foreach_lerp_(*pair, 1 - min(self.hparams.ema_decay, (1 + step) / (10 + step)))
+            torch._foreach_lerp_(*pair, 1 - min(self.hparams.ema_decay, step / (9 + step)))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; its rate stays for two steps, then falls linearly, so that the last step has 2 / steps of it."""
