@@ -65,8 +65,8 @@ def ml_efficiency(
         evaluator: what is trained, see `Evaluator`.
         params: its arguments beside data and seed.
         evaluation_seeds: one training for each, on each table.
-        jobs: trainings at a time, each in a process of its own; None: as many as the cores that this process may use
-            have room for. The scores do not depend on it.
+        jobs: trainings at a time, each in a process of its own if there are several; None: as many as the cores that
+            this process may use have room for. The scores do not depend on it.
         threads: with which the evaluator trains.
 
     Raises:

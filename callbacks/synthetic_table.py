@@ -18,7 +18,7 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, suffix: str) -> None:
 
 
 class SyntheticTable(L.Callback):
-    """Writes the first table of a test, in the types of the training part (evaluators get a real target unrounded).
+    """Writes the first table of a test, in the types of the training part (the scores are of an unrounded target).
 
     Args:
         path: ``.csv`` or ``.parquet``.

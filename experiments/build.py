@@ -333,7 +333,7 @@ def _draws(metrics: L.Callback) -> dict[str, list[float | None]]:
     """Scores for bootstrap draws of the scored rows, where the task has them; None for a draw without a score."""
     return {
         name: [round(value, 4) if math.isfinite(value) else None for value in draws.tolist()]
-        for name, draws in getattr(metrics, "draws", {}).items()
+        for name, draws in (metrics.draws if hasattr(type(metrics), "draws") else {}).items()
     }
 
 

@@ -46,8 +46,8 @@ def run_table(results: dict[str, Any]) -> Table:
         results: the contents of a ``results.json``.
     """
     table = Table("metric")
-    theirs = "published" if results.get("comparable", True) else "published, other data"
-    for column in ("ours", theirs, *results["baselines"]):
+    beside = results.get("comparable", True)  # on other data than the published there is nothing to compare with
+    for column in ("ours", *(["published"] if beside else []), *results["baselines"]):
         table.add_column(column, justify="right", no_wrap=True)
     for key, metric in METRICS.items():
         if key in results["metrics"]:
@@ -56,7 +56,7 @@ def run_table(results: dict[str, Any]) -> Table:
             table.add_row(
                 f"{metric.title} {metric.arrow}".rstrip(),
                 f"{results['metrics'][key]:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
-                str(Figure(published["mean"], published["std"])) if published else DASH,
+                *([str(Figure(published["mean"], published["std"])) if published else DASH] if beside else []),
                 *(f"{each[key]:.4f}" if key in each else DASH for each in results["baselines"].values()),
             )
     return table

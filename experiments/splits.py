@@ -28,7 +28,7 @@ NOTE = (
     "difference: to {reference} on the same splits, mean ± standard deviation. 95 % interval: of its mean, by "
     "Student's t; the splits share patients, which makes it too narrow rather than too wide. within split noise: the "
     "interval holds 0, so the order of the two methods is not settled. SD over rows: of the difference over bootstrap "
-    "draws of a split's scored rows, the same for both methods, averaged over the splits: what one split leaves open."
+    "draws of a split's scored rows, the same for both methods, averaged over the splits whose runs hold draws."
 )
 
 
@@ -111,18 +111,21 @@ def deviation_over_rows(
         metric: such as "test/auroc".
 
     Returns:
-        Of the draws' difference of the means over the runs; None where the runs hold no draws, or not of the same rows.
+        Of the draws' difference of the means over the runs; None where one of them holds no draws, or those of other
+        data.
     """
-    means = []
-    for runs in (results, reference):
-        draws = [run["bootstrap"][metric] for run in runs if metric in run.get("bootstrap", {})]
-        if not draws:
-            return None
-        # A draw of one class only has no score, whatever the method: None in all of them.
-        means.append([None if None in each else statistics.fmean(each) for each in zip(*draws, strict=True)])
-    if [one is None for one in means[0]] != [other is None for other in means[1]]:
+    both = [*results, *reference]
+    draws = [run.get("bootstrap", {}).get(metric, []) for run in both]
+    if len({len(each) for each in draws}) != 1 or any(
+        run.get("data_sha256") != both[0].get("data_sha256") for run in both
+    ):
         return None
-    differences = [one - other for one, other in zip(*means, strict=True) if one is not None]
+    # A draw of one class only has no score, whatever the method: None in all of them.
+    means = [
+        [None if None in each else statistics.fmean(each) for each in zip(*its, strict=True)]
+        for its in (draws[: len(results)], draws[len(results) :])
+    ]
+    differences = [one - other for one, other in zip(*means, strict=True) if None not in (one, other)]
     return statistics.pstdev(differences) if differences else None
 
 

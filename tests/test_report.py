@@ -449,7 +449,8 @@ def test_rows_that_both_methods_are_scored_on_are_drawn_for_both():
     shifted = [{"bootstrap": {"test/auroc": [value + 0.1 for value in draws[0]]}}]
     assert deviation_over_rows(one, one + shifted, "test/auroc") == pytest.approx(0, abs=1e-12)
     assert deviation_over_rows(one, [{"metrics": {}}], "test/auroc") is None
-    assert deviation_over_rows(one, [{"bootstrap": {"test/auroc": draws[1][:-1]}}], "test/auroc") is None
+    assert deviation_over_rows(one, [other[0] | {"data_sha256": {"file": "another"}}], "test/auroc") is None
+    assert deviation_over_rows(one, [*other, {"bootstrap": {}}], "test/auroc") is None
 
 
 def test_the_command_prints_writes_and_renews_the_readme(runs, tmp_path, capsys, monkeypatch):
@@ -580,6 +581,8 @@ def test_the_run_table_has_a_column_for_each_baseline(baselines):
     assert [str(column.header) for column in table.columns] == ["metric", "ours", "published", *baselines]
     assert table.row_count == 2
     assert list(table.columns[2].cells) == ["0.117 ± 0.002", "–"]
+    on_other_data = run_table(results | {"published": {}, "comparable": False})
+    assert [str(column.header) for column in on_other_data.columns] == ["metric", "ours", *baselines]
 
 
 def test_a_table_is_printed_without_importing_torch():

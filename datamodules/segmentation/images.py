@@ -171,8 +171,9 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_array(path: Path) -> NDArray:
+    content = io.BytesIO(path.read_bytes())  # several files at a time
     with _PARSER:
-        return np.load(path, allow_pickle=False)
+        return np.load(content, allow_pickle=False)
 
 
 def _read_indices(path: Path) -> NDArray:

@@ -142,6 +142,13 @@ def numbers_of(values: pd.Series, column: Column) -> NDArray[np.float64]:
     return array
 
 
+def plain(number: Any) -> str:
+    """A number as text, without needless digits; very large and very small ones with an exponent."""
+    if number == 0 or 1e-5 <= abs(number) < 1e16:
+        return np.format_float_positional(number, trim="-")
+    return str(number)
+
+
 def cells_of(numbers: NDArray[np.float64], gaps: NDArray[np.bool_], column: Column) -> pd.Series:
     """A numerical column's cells of the table's own type."""
     if column.kind == "number":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.synthesis.atoms import Atoms
+from datamodules.synthesis.cells import plain
 from datamodules.synthesis.preprocessing import Normalisation, Table, TableTransform, Task
 
 
@@ -103,7 +104,7 @@ class NamedColumns:
 
     def shown(self, name: str, number: np.number) -> str:
         """The number without needless digits."""
-        return np.format_float_positional(number, trim="-")
+        return plain(number)
 
     def mask_of(self, name: str) -> str | None:
         """None: there are no gaps."""
@@ -166,10 +167,10 @@ class TableCodec:
         )
 
     def for_evaluation(self) -> Self:
-        """The codec whose rows are scored: a real target of whole numbers is not rounded.
+        """The codec whose rows are scored: a real target of an integer type is not rounded.
 
         So it is in the published procedure, where evaluators are trained on such targets (abalone's rings). Users get
-        whole ones.
+        whole ones; and so do evaluators of a user's own table, whose columns round.
         """
         return replace(self, exact_target=True)
 
@@ -242,7 +243,8 @@ class TableCodec:
 
         Raises:
             ValueError: there is no such column, a categorical one has no such category, or a numerical one cannot have
-                the number: it is not whole where all are, or outside of the training range.
+                the number: it is outside of the training range, not whole in a column of an integer type, or none of a
+                column's few values.
         """
         columns = self.columns
         target, numericals, categories = None, {}, {}
@@ -305,7 +307,7 @@ class TableCodec:
             )
         if only is not None and number not in only:
             numbers = ", ".join(shown(each) for each in only)
-            raise ValueError(f"{name}={value!r}: the column has no numbers but {numbers}; give one of them")
+            raise ValueError(f"{name}={value!r}: the column has no values but {numbers}; give one of them")
         if dtype.kind != "f" and number != np.rint(number):
             raise ValueError(f"{name}={value!r}: the column has whole numbers alone; give {np.rint(number):.0f}")
         return number

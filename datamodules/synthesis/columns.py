@@ -28,6 +28,7 @@ from datamodules.synthesis.cells import (
     date_of,
     dates_of,
     numbers_of,
+    plain,
     texts_of,
     told,
 )
@@ -199,16 +200,23 @@ class OwnColumns:
         if column is None or column.kind == "category":
             return value
         try:
-            return float(numbers_of(pd.Series([value]), column)[0])
+            number = float(numbers_of(pd.Series([value]), column)[0])
         except CellError as error:
             raise ValueError(f"{name}={value!r}: {error}") from error
+        if column.kind != "number":
+            return number
+        with np.errstate(over="ignore"):
+            own = float(self._cell(column, number))  # as a column of float32 has it
+        return own if np.isfinite(own) else number
 
     def shown(self, name: str, number: np.number) -> str:
         """A number of a numerical column's array as text for a message: a date as the table has it."""
-        column = next(each for each in self.columns if each.name == name)
-        if column.kind != "date":
-            return np.format_float_positional(number, trim="-")
-        return str(cells_of(np.array([number]), np.zeros(1, dtype=bool), column).iloc[0])
+        cell = self._cell(next(each for each in self.columns if each.name == name), number)
+        return plain(cell) if isinstance(cell, int | float | np.number) else str(cell)
+
+    def _cell(self, column: Column, number: float) -> Any:
+        """A number of a numerical column's array as a cell of the table."""
+        return cells_of(np.array([number]), np.zeros(1, dtype=bool), column).iloc[0]
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a checkpoint."""

@@ -74,6 +74,8 @@ class GPyTorchProcesses:
 
 def gpytorch_form(module: GP, batch: SeriesBatch) -> Form:
     """GPyTorch, with rows of the identity where nothing is observed."""
+    from linear_operator import to_linear_operator
+
     processes = GPyTorchProcesses(module)
     observed = batch.observed_mask.mT  # [batch, feature, time]
     missing = (~observed).sum(-1)
@@ -86,7 +88,9 @@ def gpytorch_form(module: GP, batch: SeriesBatch) -> Form:
         covariance = torch.where(observed[..., :, None] & observed[..., None, :], process, 0.0)
         noise = torch.where(observed, processes.noise_variance()[:, None], 1.0)
         covariance = covariance + noise.diag_embed()
-        log_density = processes.distribution(torch.zeros_like(residual), covariance).log_prob(residual)
+        log_density = processes.distribution(torch.zeros_like(residual), to_linear_operator(covariance)).log_prob(
+            residual
+        )
         log_density = log_density + constant * missing  # a stamp that is not there counts as N(0; 0, 1)
         return processes.gradients(-log_density.sum(1).mean())
 

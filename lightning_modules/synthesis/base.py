@@ -45,7 +45,7 @@ class Codec(Protocol):
         """Values of columns, by the columns' names, as models see them."""
 
     def for_evaluation(self) -> "Codec":
-        """The codec whose rows are scored: a real target of whole numbers is not rounded, as published."""
+        """The codec whose rows are scored: a benchmark's real target is not rounded, as published."""
 
 
 class TableSource(Protocol):

@@ -73,5 +73,5 @@ def test_conditions_know_the_states():
     between = codec.encode_conditions({"x": 1.5, "y": 0.3})
     assert list(between.numericals) == [0, 1]
     assert between.categories[1] == codec.encode(table()).categories[~np.isin(table().X_num[:, 0], [0, 50])][0, 1]
-    with pytest.raises(ValueError, match=r"z=3: the column has no numbers but 1, 2, 5, 9; give"):
+    with pytest.raises(ValueError, match=r"z=3: the column has no values but 1, 2, 5, 9; give"):
         codec.encode_conditions({"z": 3})

@@ -45,7 +45,7 @@ def stored(codec, columns_class=NamedColumns):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("few", "2.5", "few='2.5': the column has no numbers but 0, 1, 2, 3, 4; give one of them"),
+        ("few", "2.5", "few='2.5': the column has no values but 0, 1, 2, 3, 4; give one of them"),
         ("few", -1, "few=-1: it is outside of the column's training range, 0 to 4; give a number within it"),
         ("real", "99", "real='99': it is outside of the column's training range, 0.1 to 0.7; give"),
         ("real", 1e300, "real=1e+300: it is outside of the column's training range"),
@@ -74,6 +74,19 @@ def test_numbers_that_it_can_have_come_out_in_every_row(atoms):
     assert (frame["many"] == 10).all()
     assert (frame["real"] == np.float32(0.7)).all()
     assert (frame["t"] == 29).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "Float32", "float64"])
+def test_the_ends_of_ones_own_columns_are_what_the_table_shows(dtype):
+    frame = pd.DataFrame({"x": pd.Series(np.linspace(0.1, 0.7, 200)).astype(dtype), "y": np.arange(200) / 3})
+    columns = OwnColumns.infer(frame, "y", {}, None, "a table")
+    codec = stored(TableCodec.fit(columns.table(frame), columns, "regression", "quantile"), OwnColumns)
+    for end in ("0.1", "0.7"):
+        drawn = codec.decode(*codec.encode(columns.table(frame)), {"x": end})["x"]
+        assert drawn.dtype == dtype
+        assert (drawn == frame["x"].dtype.type(float(end)) if dtype != "Float32" else drawn == np.float32(end)).all()
+    with pytest.raises(ValueError, match=r"x='0.71': it is outside of the column's training range, 0.1 to 0.7; give"):
+        codec.encode_conditions({"x": "0.71"})
 
 
 def test_integers_take_whole_numbers_alone():
