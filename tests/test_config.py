@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments import config
+from experiments.build import build_data
 from experiments.config import ConfigError, compose, differences, experiments
 from experiments.run import main
 
@@ -200,3 +201,20 @@ def test_help_lists_every_experiment_without_importing_torch():
 def test_differences_name_keys_with_both_values():
     lines = differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
     assert lines == ["a.c: stored 2, now 3", "d: stored '(absent)', now 4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "comparable"),
+    [
+        ("gpvae_hmnist", ["data.data_seed=1", "data.fit_on=train"], True),
+        ("gpvae_hmnist", ["data.missingness=random"], False),
+        ("gpvae_hmnist", ["data.num_frames=5"], False),
+        ("gpvae_sprites", ["data.mask_unit=pixel"], True),
+        ("gpvae_sprites", ["data.missing_rate=0.5"], False),
+        ("gpvae_physionet", ["data.split_seed=3"], True),
+        ("gpvae_physionet", ["data.missingness=mar"], False),
+        ("gpvae_physionet", ["data.holdout_fraction=0.2"], False),
+    ],
+)
+def test_published_figures_say_nothing_of_other_gaps(name, overrides, comparable):
+    assert build_data(compose(name, overrides)).comparable is comparable

@@ -95,6 +95,12 @@ class HealingMNIST(ResumableDataModule):
         self.test_set: HealingSequences | None = None
 
     @property
+    def comparable(self) -> bool:
+        """Whether frames and masks are as published."""
+        options = self.hparams
+        return (options.num_frames, options.rotation_std, options.missingness) == (10, 20.0, "mnar")
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of a frame in pixels."""
         return (28, 28) if self.hparams.source == "mnist" else (8, 8)

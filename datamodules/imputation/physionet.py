@@ -136,6 +136,12 @@ class Physionet(ResumableDataModule):
         self.test_set: Stays | None = None
 
     @property
+    def comparable(self) -> bool:
+        """Whether as many values are hidden as published, and completely at random."""
+        options = self.hparams
+        return options.holdout_fraction == 0.1 and options.missingness == "mcar"
+
+    @property
     def variables(self) -> list[str]:
         """Names of the 35 variables, in the order of the last dimension."""
         return list(VARIABLES)

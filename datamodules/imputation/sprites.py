@@ -105,6 +105,11 @@ class Sprites(ResumableDataModule):
         self.test_set: SpriteSequences | None = None
 
     @property
+    def comparable(self) -> bool:
+        """Whether as much is hidden as published."""
+        return self.hparams.missing_rate == 0.6
+
+    @property
     def model_arguments(self) -> dict[str, Any]:
         """Constructor arguments of a method that the data determine."""
         return {
