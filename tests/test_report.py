@@ -547,7 +547,7 @@ def test_every_table_that_ships_shows_what_its_sweep_runs(name):
     planned = {(cell.experiment, variant_name(cell.values)) for cell in cells(table["sweep"])}
     if "splits" in table:
         splits = {cell.values[table["splits"]["over"]] for cell in cells(table["sweep"])}
-        shared = [{table["splits"]["over"]: split} for split in splits]
+        shared = [table.get("overrides", {}) | {table["splits"]["over"]: split} for split in splits]
         datasets, columns = {table["splits"]["dataset"]}, [table["splits"]]
     else:
         shared, columns = [table.get("overrides", {})], table["columns"]
