@@ -188,12 +188,11 @@ class ImputationIntervals(Metric):
         """
         feature = target_mask.nonzero()[:, 2]  # [entry]
         truth = target[target_mask].double()  # [entry]
-        drawn = samples[:, target_mask].double()  # [sample, entry]
-        levels = torch.cat([self.levels, self.bounds.flatten()]).to(drawn)
-        quantiles = _quantiles(drawn, levels)  # [level, entry]
+        levels = torch.cat([self.levels, self.bounds.flatten()]).to(truth)
+        quantiles = _quantiles(samples[:, target_mask], levels)  # [level, entry]
         quantiles, bounds = quantiles[: len(self.levels)], quantiles[len(self.levels) :].unflatten(0, (2, -1))
         above = (quantiles >= truth).double()
-        loss = 2 * ((quantiles - truth) * (above - self.levels.to(drawn)[:, None])).mean(0)  # [entry]
+        loss = 2 * ((quantiles - truth) * (above - self.levels.to(truth)[:, None])).mean(0)  # [entry]
         lower, upper = bounds  # [interval, entry] each
         inside = ((truth >= lower) & (truth <= upper)).double()
         self.quantile_loss.index_add_(0, feature, loss)
@@ -221,8 +220,17 @@ class ImputationIntervals(Metric):
 
 
 def _quantiles(samples: Tensor, levels: Tensor) -> Tensor:
-    """Quantiles over the first axis, between order statistics linearly; torch's own refuses more than 2**24 numbers."""
-    ordered = samples.sort(0).values
+    """Quantiles [level, entry] in the levels' type of samples [sample, entry], between order statistics linearly.
+
+    torch's own refuses more than 2**24 numbers; and on a CPU NumPy sorts ten times as fast as torch, which sorts the
+    places, too.
+    """
+    if samples.is_cpu:
+        known = samples.T.to(torch.promote_types(samples.dtype, torch.float32))  # NumPy has no bfloat16
+        ordered = torch.from_numpy(np.sort(known.contiguous().numpy())).T
+    else:
+        ordered = samples.sort(0).values
+    ordered = ordered.to(levels.dtype)
     position = levels * (len(samples) - 1)
     below = position.long().clamp(max=max(len(samples) - 2, 0))
     above = (below + 1).clamp(max=len(samples) - 1)

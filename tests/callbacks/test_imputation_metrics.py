@@ -142,6 +142,18 @@ def test_intervals_against_numpys_quantiles(num_samples):
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quantiles_of_samples_of_any_type_are_in_float64(dtype):
+    samples = torch.randn((7, 30, 4, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    truth, mask = torch.zeros(30, 4, 2), torch.ones(30, 4, 2, dtype=torch.bool)
+    scores = []
+    for drawn in (samples, samples.double()):
+        metric = ImputationIntervals(2)
+        metric.update(drawn, truth + 1, mask)
+        scores.append(metric.compute())
+    assert scores[0] == scores[1]
+
+
 def test_intervals_of_the_true_distribution_cover_what_they_say():
     g = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.5, 2.0])
