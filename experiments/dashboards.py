@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.config import ConfigError, experiments, split_name, told_in_a_line
 from experiments.formats import DASH
 from experiments.grid import cells
+from experiments.metrics import METRICS
+from experiments.runs import Figure
 from experiments.sweep import tell
-from experiments.tables import METRICS, Figure, published_figures, published_tables
+from experiments.tables import published_figures, published_tables
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report, Runset

@@ -121,7 +121,8 @@ def run_titles(folders: list[Path]) -> list[str]:
         ConfigError: a run's results are damaged.
     """
     from callbacks.results import read_json
-    from experiments.tables import listed_rows, published_tables, variant_label
+    from experiments.runs import variant_label
+    from experiments.tables import listed_rows, published_tables
 
     listed, methods = {}, {}
     for table in published_tables().values():
@@ -267,8 +268,8 @@ def _heatmap(arguments: argparse.Namespace) -> tuple["Figure", str]:
 
 
 def _scores(arguments: argparse.Namespace, *axes: str) -> "Scores":
+    from experiments.runs import collect
     from experiments.sweep_figures import sweep_scores
-    from experiments.tables import collect
 
     arguments.output = arguments.output or Path("figures") / f"{arguments.sweep}_{arguments.figure}.png"
     folders = arguments.folders or [Path("runs"), Path(__file__).parent / "results"]

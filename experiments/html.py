@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from experiments.formats import DASH, DIFFERENCE, Cell, Missing, Sheet, signed
-from experiments.tables import METRICS, Figure, Runs, scores, variant_label
+from experiments.metrics import METRICS
+from experiments.runs import Figure, Runs, scores, variant_label
 
 FIGURE_WIDTH = 1200  # pixels; wider figures are made smaller
 FIGURE_BYTES = 16 * 2**20  # of all figures together; what is beyond is named with its path

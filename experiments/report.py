@@ -19,19 +19,11 @@ from rich.table import Table
 
 from experiments.config import ConfigError, told_in_a_line
 from experiments.formats import DASH, Sheet, comma_separated, console_for, latex, markdown, text, with_differences
+from experiments.metrics import METRICS
+from experiments.runs import Figure, Runs, collect
 from experiments.splits import splits_sheet
 from experiments.sweep import tell
-from experiments.tables import (
-    METRICS,
-    PUBLISHED,
-    Figure,
-    Runs,
-    collect,
-    published_figures,
-    published_table,
-    published_tables,
-    table_sheet,
-)
+from experiments.tables import PUBLISHED, published_figures, published_table, published_tables, table_sheet
 
 __all__ = ["print_run", "published_figures"]
 ROOT = Path(__file__).parent

@@ -8,21 +8,10 @@ from typing import Any
 from experiments.config import ConfigError, nearest
 from experiments.formats import Cell, Column, Sheet
 from experiments.grid import cells
-from experiments.tables import (
-    BOOTSTRAP,
-    METRICS,
-    Figure,
-    Metric,
-    Runs,
-    bootstrap_cell,
-    figure_cell,
-    listed_rows,
-    missing,
-    paired_difference,
-    published_table,
-    run_names,
-    scores,
-)
+from experiments.metrics import METRICS, Metric
+from experiments.runs import Figure, Runs, paired_difference, run_names, scores
+from experiments.table_notes import missing
+from experiments.tables import BOOTSTRAP, bootstrap_cell, figure_cell, listed_rows, published_table
 
 NOTE = (
     "difference: to {reference} on the same splits, mean ± standard deviation. 95 % interval: of its mean, by "

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import ConfigError, nearest, split_name
 from experiments.grid import Cell, cells, variant_name
-from experiments.tables import METRICS, Figure, Metric, Runs
+from experiments.metrics import METRICS, Metric
+from experiments.runs import Figure, Runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -1,4 +1,4 @@
-"""What a table of results holds: its description, the runs that were found, and ours beside the published figures.
+"""What a table of results holds: its description, its rows and columns, and ours beside the published figures.
 
 A table is described in ``published/<name>.yaml``: ``columns`` (a metric on a data set, and whether ``ours``,
 ``published`` or ``both`` are shown; or the number of ``seeds``), ``rows`` (a method, and the overrides that make its
@@ -10,94 +10,20 @@ what, the standard deviations are those within runs and not over seeds; a ``tran
 as columns.
 """
 
-import itertools
-import json
-import math
-import shlex
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from experiments.config import NOT_IDENTITY, ConfigError, nearest
-from experiments.formats import SUBSTITUTE, Cell, Column, Missing, Sheet
-from experiments.grid import cells, spans, variant_name
+from experiments.config import ConfigError, nearest
+from experiments.formats import SUBSTITUTE, Cell, Column, Sheet
+from experiments.grid import cells, variant_name
+from experiments.metrics import METRICS, Metric
+from experiments.runs import Figure, Runs, by_run, paired_difference, run_names, scores, variant_label
+from experiments.table_notes import legend, missing, noise, seeds, warnings
 
 PUBLISHED = Path(__file__).parent / "published"
-Runs = dict[tuple[str, str], list[dict[str, Any]]]
-
-
-class Metric(NamedTuple):
-    """A metric's title, and what is best: the least, the most, or what is nearest to a number; None: nothing is."""
-
-    title: str
-    best: Literal["min", "max"] | float | None
-
-    @property
-    def arrow(self) -> str:
-        """The direction, for people."""
-        return {"min": "↓", "max": "↑", None: ""}.get(self.best, f"≈ {self.best}")
-
-    def loss(self, value: float) -> float:
-        """The smaller, the better."""
-        if isinstance(self.best, float):
-            return abs(value - self.best)
-        return -value if self.best == "max" else value
-
-
-# In the order in which a run's table prints them.
-METRICS = {
-    "test/nll": Metric("NLL", "min"),
-    "test/nll_mixture": Metric("mixture NLL", "min"),
-    "test/mse": Metric("MSE", "min"),
-    "test/mae": Metric("MAE", "min"),
-    "test/rmse": Metric("RMSE", "min"),
-    "test/mre": Metric("MRE", "min"),
-    "test/crps": Metric("CRPS", "min"),
-    "test/coverage_50": Metric("50 % coverage", 0.5),
-    "test/coverage_90": Metric("90 % coverage", 0.9),
-    "test/coverage_95": Metric("95 % coverage", 0.95),
-    "test/width_50": Metric("50 % width", None),
-    "test/width_90": Metric("90 % width", None),
-    "test/width_95": Metric("95 % width", None),
-    "test/auroc": Metric("AUROC", "max"),
-    "test/auprc": Metric("AUPRC", "max"),
-    "test/auroc_standardised": Metric("standardised AUROC", "max"),
-    "test/auprc_standardised": Metric("standardised AUPRC", "max"),
-    "test/auroc_std": Metric("bootstrap SD", None),
-    "test/r2_catboost": Metric("R2, CatBoost", "max"),
-    "test/f1_catboost": Metric("macro F1, CatBoost", "max"),
-    "test/roc_auc_catboost": Metric("AUROC, CatBoost", "max"),
-    "test/rmse_catboost": Metric("RMSE, CatBoost", "min"),
-    "test/r2_mlp": Metric("R2, MLP", "max"),
-    "test/f1_mlp": Metric("macro F1, MLP", "max"),
-    "test/roc_auc_mlp": Metric("AUROC, MLP", "max"),
-    "test/rmse_mlp": Metric("RMSE, MLP", "min"),
-    "test/dcr": Metric("DCR, mean", None),
-    "test/dcr_median": Metric("DCR, median", None),
-    "test/closer_to_train": Metric("closer to train than to held-out rows", 0.5),
-    "test/miou": Metric("mIoU", "max"),
-    "test/miou_ignore": Metric("mIoU of annotated pixels", "max"),
-    "test/pixel_accuracy": Metric("pixel accuracy", "max"),
-    "test/bits_per_dim": Metric("bits per dimension", "min"),
-    "val/nll": Metric("validation NLL", "min"),
-    "val/mse": Metric("validation MSE", "min"),
-    "val/mae": Metric("validation MAE", "min"),
-    "val/r2_catboost": Metric("validation R2, CatBoost", "max"),
-    "val/f1_catboost": Metric("validation macro F1, CatBoost", "max"),
-    "val/r2_mlp": Metric("validation R2, MLP", "max"),
-    "val/f1_mlp": Metric("validation macro F1, MLP", "max"),
-    "quality/column_shapes": Metric("column shapes", "max"),
-    "quality/pair_trends": Metric("pair trends", "max"),
-    "quality/detection_logistic": Metric("detection, logistic", "max"),
-    "quality/detection_trees": Metric("detection, trees", "max"),
-    "quality/alpha_precision": Metric("alpha-precision", "max"),
-    "quality/beta_recall": Metric("beta-recall", "max"),
-    "quality/authenticity": Metric("authenticity", "max"),
-}
 
 
 @cache
@@ -128,114 +54,6 @@ def published_figures(experiment: str) -> dict[str, dict[str, Any]]:
         for metric, figure in table["figures"].get(experiment, {}).items():
             figures[metric] = {"mean": figure[0], "std": figure[1] if len(figure) > 1 else None, "source": source}
     return figures
-
-
-def collect(folders: list[Path]) -> Runs:
-    """Finished runs below some folders, {(experiment, variant): results of each seed}; the first folder wins.
-
-    The results hold the path of their own file, too, as ``file``.
-
-    Raises:
-        ConfigError: a file is not JSON.
-    """
-    runs: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
-            if "wandb" in path.relative_to(folder).parts:  # files of W&B's own
-                continue
-            try:
-                results = json.loads(path.read_text())
-            except ValueError as error:
-                raise ConfigError(f"{path} is not JSON ({error}): remove it, and run its experiment again") from error
-            if isinstance(results, dict) and {"experiment", "variant", "seed", "metrics"} <= results.keys():
-                results["file"] = str(path)
-                runs.setdefault((results["experiment"], results["variant"], results["seed"]), results)
-    grouped: Runs = defaultdict(list)
-    for experiment, variant, seed in sorted(runs):
-        grouped[experiment, variant].append(runs[experiment, variant, seed])
-    return dict(grouped)
-
-
-def scores(results: list[dict[str, Any]], metric: str) -> list[float]:
-    """A metric of each run that has it, ``val/...`` of its last validation; older files lack some."""
-    return list(_by_run(results, metric).values())
-
-
-def _by_run(results: list[dict[str, Any]], metric: str) -> dict[int, float]:
-    """A metric of each run that has it, by its place among the runs."""
-    known = [each["metrics"] | each.get("validation", {}) for each in results]
-    return {place: its[metric] for place, its in enumerate(known) if metric in its}
-
-
-def run_names(results: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """Experiment and variant of some runs, each pair once."""
-    return tuple(dict.fromkeys((each["experiment"], each["variant"]) for each in results))
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Differences of paired scores: mean, standard deviation, 95 % interval of the mean, how many are above 0."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    positive: int
-    pairs: int
-
-    def reading(self, metric: Metric) -> str:
-        """In words: "better", "worse", or "within split noise" where the interval holds 0."""
-        if self.low <= 0 <= self.high:
-            return "within split noise"
-        return "better" if metric.loss(self.mean) < metric.loss(0.0) else "worse"
-
-
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
-    """Compare two methods over the same splits, by Student's t.
-
-    Args:
-        values: [split], at least two.
-        reference: [split], on the same splits.
-
-    Returns:
-        Of values - reference; the interval is mean ± t(0.975; n - 1) · std / √n.
-
-    Raises:
-        ValueError: fewer than two splits, or not as many references as values.
-    """
-    from scipy.special import stdtrit
-
-    if len(values) != len(reference) or len(values) < 2:
-        raise ValueError(
-            f"values of {len(values)} splits, reference of {len(reference)}: run both on the same splits, at least two"
-        )
-    differences = [value - base for value, base in zip(values, reference, strict=True)]
-    mean, std = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stdtrit(len(differences) - 1, 0.975)) * std / math.sqrt(len(differences))
-    positive = sum(difference > 0 for difference in differences)
-    return PairedDifference(mean, std, mean - half, mean + half, positive, len(differences))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean and its standard deviation; None where there is one value only."""
-
-    mean: float
-    std: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.std is not None else "")
-
-    def deviations(self, ours: "Figure | None") -> float | None:
-        """Ours less this one, in its standard deviations; None where it has none above 0."""
-        return (ours.mean - self.mean) / self.std if ours and self.std else None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Figure | None":
-        """Of some values, with n - 1 in the denominator; None of none."""
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def figure_cell(figure: Figure | None) -> Cell:
@@ -322,13 +140,6 @@ def _other_rows(table: dict[str, Any], listed: list[Row], runs: Runs) -> list[Ro
     return sorted(others.values(), key=lambda row: (order.index(row.method), row.title))
 
 
-def variant_label(results: dict[str, Any]) -> str:
-    """The overrides that make the variant, as its command spells them; its name where the command has none."""
-    overrides = shlex.split(results.get("command", ""))[4:]
-    told = [each for each in overrides if each.split("=")[0] not in NOT_IDENTITY]
-    return " ".join(told) or results["variant"]
-
-
 def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = False) -> Sheet:
     """A published table, a row for each method and preset, ours beside the published figures.
 
@@ -360,71 +171,13 @@ def table_sheet(name: str, runs: Runs, every: bool = False, bootstrap: bool = Fa
             found = [row.runs(column["dataset"], runs) for row in rows]
             columns.append([replace(bootstrap_cell(its), runs=run_names(its)) for its in found])
     lines = [list(line) for line in zip(*columns, strict=True)]
-    notes = [_legend(table), *_seeds(table, rows, runs), *_noise(table, rows, runs)]
-    notes += _warnings(rows, sorted(datasets), runs)
+    notes = [legend(table), *seeds(table, rows, runs), *noise(table, rows, runs)]
+    notes += warnings(rows, sorted(datasets), runs)
     if any(cell.substitute for line in lines for cell in line):
         notes.insert(1, f"{SUBSTITUTE} on other data than the published, so compared with nothing.")
     if table.get("transposed"):
         headings, lines = _transposed(headings, lines, rows)
     return Sheet(name, table["caption"], headings, lines, notes, missing(table, runs))
-
-
-def _legend(table: dict[str, Any]) -> str:
-    """What ±, bold and the published figures are."""
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for experiment, source in table.get("sources", {}).items():
-        by_source[source].append(experiment)
-    others = "".join(f"; {', '.join(_by_method(table, dict.fromkeys(of, '')))}: {its}" for its, of in by_source.items())
-    return (
-        f"± standard deviation over {table.get('spread', 'seeds')}; bold: best of ours, and what a paired t test over "
-        "the seeds that both have does not tell from it (5 %; with fewer than three of them, what prints alike); "
-        f"published: {table['source']}{others}."
-    )
-
-
-def _seeds(table: dict[str, Any], rows: list[Row], runs: Runs) -> list[str]:
-    """At most one line: of how many seeds the figures are, in a table without a column that says so."""
-    if any(column.get("show") == "seeds" for column in table["columns"]):
-        return []
-    datasets = dict.fromkeys(column["dataset"] for column in table["columns"])
-    counts = {f"{row.title} on {dataset}": len(row.shown(dataset, runs)) for dataset in datasets for row in rows}
-    counts = {label: count for label, count in counts.items() if count}
-    if not counts:
-        return []
-    usual = statistics.mode(counts.values())
-    others = [f"{label} {count}" for label, count in counts.items() if count != usual]
-    return [f"Seeds of each figure: {usual}{'; but ' if others else ''}{', '.join(others)}."]
-
-
-def _noise(table: dict[str, Any], rows: list[Row], runs: Runs) -> list[str]:
-    """At most one line for each data set: how much of the published order is within the noise of the scored rows."""
-    lines = []
-    for dataset in dict.fromkeys(column["dataset"] for column in table["columns"]):
-        noise = [value for row in rows for value in scores(row.runs(dataset, runs), "test/auroc_std")]
-        experiments = dict.fromkeys(f"{row.method}_{dataset}" for row in rows)
-        found = [table["figures"].get(each, {}) for each in experiments]
-        published = sorted(each["test/auroc"][0] for each in found if "test/auroc" in each)
-        gaps = [high - low for low, high in itertools.pairwise(published)]
-        within = sum(gap < statistics.fmean(noise) for gap in gaps) if noise else 0
-        if within:
-            lines.append(
-                f"Drawing the scored rows of {dataset} anew moves an AUROC by {statistics.fmean(noise):.3f} (standard "
-                f"deviation, bootstrap): {within} of the {len(gaps)} gaps between neighbours in the published order "
-                "are smaller, which one split does not settle."
-            )
-    return lines
-
-
-def _warnings(rows: list[Row], datasets: list[str], runs: Runs) -> list[str]:
-    """At most one line: what was wrong with which run."""
-    told = [
-        f"{row.title} on {dataset}, seed {results['seed']}: {warning.partition(':')[0]}"
-        for row in rows
-        for dataset in datasets
-        for results in row.shown(dataset, runs)
-        for warning in results.get("warnings", [])
-    ]
-    return [f"Warnings: {'; '.join(told)}."] if told else []
 
 
 def _transposed(
@@ -500,7 +253,7 @@ def _column(
 
 
 def _by_seed(results: list[dict[str, Any]], metric: str) -> dict[int, float]:
-    return {results[place]["seed"]: value for place, value in _by_run(results, metric).items()}
+    return {results[place]["seed"]: value for place, value in by_run(results, metric).items()}
 
 
 def _best(metric: Metric, rows: list[dict[int, float]]) -> list[bool]:
@@ -526,45 +279,3 @@ def _tied(metric: Metric, values: dict[int, float], best: dict[int, float]) -> b
             return difference.low <= 0
     # Without randomness, or the seeds to see it, what reads alike is bold alike.
     return f"{statistics.fmean(values.values()):.3f}" == f"{statistics.fmean(best.values()):.3f}"
-
-
-def missing(table: dict[str, Any], runs: Runs, over: str = "seed") -> Missing | None:
-    """The cells of a table's sweep without results, those that differ in the key `over` told together."""
-    planned = cells(table["sweep"])
-    absent = [
-        cell
-        for cell in planned
-        if not any(
-            results["seed"] == cell.seed for results in runs.get((cell.experiment, variant_name(cell.values)), [])
-        )
-    ]
-    numbers: dict[tuple[str, ...], list[int]] = {}
-    for cell in absent:
-        label = (cell.experiment, *(each for each in cell.overrides if not each.startswith(f"{over}=")))
-        numbers.setdefault(label, []).append(cell.values.get(over, cell.seed))
-    word = over.split(".")[-1]
-    alike: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}  # overrides and numbers; experiment, overrides
-    for (experiment, *overrides), its in numbers.items():
-        alike.setdefault((tuple(overrides), _spans(its)), {})[experiment] = "".join(f" {each}" for each in overrides)
-    listed = [f"{label} ({word} {span})" for (_, span), labels in alike.items() for label in _by_method(table, labels)]
-    sweep, commands = f"python -m experiments.sweep {table['sweep']} --local", [str(cell) for cell in absent]
-    return (
-        Missing(len(planned), sweep, listed, [f"python -m experiments.run {each}" for each in commands])
-        if absent
-        else None
-    )
-
-
-def _by_method(table: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    """Experiments, {name: what follows the method's name}, with the data sets of one method told together."""
-    methods = sorted({row["method"] for row in table["rows"]}, key=len, reverse=True)
-    grouped: dict[str, list[str]] = {}
-    for experiment, suffix in labels.items():
-        method = next((each for each in methods if experiment.startswith(f"{each}_")), "")
-        grouped.setdefault(f"{method}{suffix}", []).append(experiment.removeprefix(f"{method}_"))
-    return [f"{label} on {', '.join(datasets)}" for label, datasets in grouped.items()]
-
-
-def _spans(numbers: list[int]) -> str:
-    """Numbers in order, neighbours in one: "0 to 4, 7"."""
-    return ", ".join(" to ".join(map(str, span)) for span in spans(numbers))

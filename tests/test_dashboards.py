@@ -10,7 +10,8 @@ from experiments import dashboards
 from experiments.config import experiments, split_name
 from experiments.dashboards import SHOWN, main, parts
 from experiments.grid import cells, sweeps
-from experiments.tables import METRICS, published_figures
+from experiments.metrics import METRICS
+from experiments.tables import published_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # of the library
 ROOT = Path(__file__).parents[1]

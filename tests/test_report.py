@@ -20,9 +20,11 @@ from experiments import grid, report, tables
 from experiments.config import experiments, split_name
 from experiments.formats import Cell, Column, Sheet, comma_separated, latex, markdown, text, with_differences
 from experiments.grid import cells, variant_name
+from experiments.metrics import METRICS
 from experiments.report import ROOT, main, run_table
-from experiments.splits import deviation_over_rows, paired_difference, splits_sheet
-from experiments.tables import METRICS, collect, published_figures, published_tables, table_sheet
+from experiments.runs import collect, paired_difference
+from experiments.splits import deviation_over_rows, splits_sheet
+from experiments.tables import published_figures, published_tables, table_sheet
 
 SWEEP = """
 blocks:

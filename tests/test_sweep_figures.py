@@ -11,8 +11,8 @@ from experiments import grid
 from experiments.config import ConfigError
 from experiments.figures import main
 from experiments.grid import cells, variant_name
+from experiments.runs import collect
 from experiments.sweep_figures import curve_figure, heatmap_figure, sweep_scores
-from experiments.tables import collect
 
 SWEEP = """
 blocks:
