@@ -74,9 +74,9 @@ class GPyTorchProcesses:
 
 def gpytorch_form(module: GP, batch: SeriesBatch) -> Form:
     """GPyTorch, with rows of the identity where nothing is observed."""
-    from linear_operator import to_linear_operator
-
     processes = GPyTorchProcesses(module)
+    from linear_operator import to_linear_operator  # comes with GPyTorch
+
     observed = batch.observed_mask.mT  # [batch, feature, time]
     missing = (~observed).sum(-1)
     times = torch.arange(batch.values.shape[1], dtype=torch.float64)[:, None]
