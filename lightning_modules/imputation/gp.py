@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.distributions.kernels import KERNELS
-from lightning_modules.distributions.predictive import GaussianPrediction, Likelihood
+from lightning_modules.distributions.predictive import GaussianPrediction, Likelihood, PointPrediction
 from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.networks.learning_rate import halved_learning_rate
 
@@ -53,7 +53,8 @@ class GP(Imputer):
 
     Args:
         num_features: features of a time step.
-        likelihood: data that are "bernoulli" are treated as real numbers too, but the imputed mean is kept in [0, 1].
+        likelihood: data that are "bernoulli" are treated as real numbers too, but imputed by the mean alone, kept in
+            [0, 1]: a normal density of zeros and ones would stand beside probabilities of them.
         kernel: covariance function of the processes.
         length_scale: where the learned length scale of every feature starts, in units of time.
         kernel_variance: where the learned variance of the process starts, in squared units of the data.
@@ -116,8 +117,10 @@ class GP(Imputer):
         covariance.diagonal(dim1=-2, dim2=-1).add_(torch.where(observed, self.noise_variance[:, None], 1.0))
         return residual, covariance
 
-    def forward(self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None) -> GaussianPrediction:
-        """Exact posterior predictive of a new observation at every time: its scale includes the noise.
+    def forward(
+        self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None
+    ) -> GaussianPrediction | PointPrediction:
+        """Exact posterior predictive of a new observation at every time, noise included; of binary data its mean.
 
         Rasmussen & Williams (2006), equations 2.25 and 2.26.
         """
@@ -128,10 +131,10 @@ class GP(Imputer):
         whitened = torch.linalg.solve_triangular(factor, cross, upper=False)  # [batch, feature, observed time, time]
         weights = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
         mean = self.prior_mean.double()[:, None] + (whitened.mT @ weights)[..., 0]  # [batch, feature, time]
+        if self.hparams.likelihood == "bernoulli":
+            return PointPrediction(mean.clamp(0, 1).mT.to(values.dtype))
         variance = process.diagonal(dim1=-2, dim2=-1) - whitened.square().sum(-2)
         scale = (variance.clamp(min=0) + self.noise_variance[:, None]).sqrt()
-        if self.hparams.likelihood == "bernoulli":
-            mean = mean.clamp(0, 1)
         return GaussianPrediction(mean.mT.to(values.dtype), scale.mT.to(values.dtype))
 
     def loss(self, batch: SeriesBatch) -> Tensor:

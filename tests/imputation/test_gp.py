@@ -260,6 +260,7 @@ def test_binary_data_get_a_mean_between_0_and_1():
     assert free.mean.min() < -0.1
     assert free.mean.max() > 1.1
     torch.testing.assert_close(kept.mean, free.mean.clamp(0, 1))
+    assert kept.log_prob(target) is None
 
 
 @pytest.mark.parametrize(
