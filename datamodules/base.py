@@ -4,6 +4,7 @@ Data sets here live in memory (or in a memory map) and are indexed by whole batc
 tensor gives one batch. The order of an epoch is a function of (seed, epoch) alone, never of the global random state.
 """
 
+import inspect
 import math
 import os
 import signal
@@ -179,10 +180,16 @@ class ResumableDataModule(LightningDataModule):
     must be built with `use_distributed_sampler=False`, since the loaders share the rows out themselves.
 
     Attributes:
-        comparable: whether published figures say something of these rows; False for a substitute.
+        other_data: arguments of which another value than the default, the published one, makes other data.
     """
 
-    comparable = True
+    other_data: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published figures say something of these rows."""
+        published = inspect.signature(type(self).__init__).parameters
+        return all(self.hparams[name] == published[name].default for name in self.other_data)
 
     @property
     def rank(self) -> int:

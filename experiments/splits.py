@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.config import ConfigError, nearest
 from experiments.formats import Cell, Column, Sheet
-from experiments.grid import cells
+from experiments.grid import cells, variant_name
 from experiments.metrics import METRICS, Metric
 from experiments.runs import Figure, Runs, paired_difference, run_names, scores
 from experiments.table_notes import missing
@@ -36,12 +36,12 @@ def splits_sheet(name: str, runs: Runs, reference: str | None = None, bootstrap:
     table = published_table(name)
     dataset, key, over = (table["splits"][each] for each in ("dataset", "metric", "over"))
     metric, planned = METRICS[key], cells(table["sweep"])
-    experiments = {cell.experiment for cell in planned}
+    variants = {(cell.experiment, variant_name(cell.values)) for cell in planned} | runs.keys()
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}  # row, split, seed
     titles: dict[str, str] = {}
     for split in sorted({cell.values[over] for cell in planned}):
         for row in listed_rows(table, **{over: split}):
-            if f"{row.method}_{dataset}" in experiments:
+            if row.key(dataset) in variants:
                 titles[row.name] = row.title
                 found.setdefault(row.name, {})
                 if scores(its_runs := row.runs(dataset, runs), key):

@@ -44,17 +44,17 @@ def noise(table: dict[str, Any], rows: "list[Row]", runs: Runs) -> list[str]:
     """At most one line for each data set: how much of the published order is within the noise of the scored rows."""
     lines = []
     for dataset in dict.fromkeys(column["dataset"] for column in table["columns"]):
-        noise = [value for row in rows for value in scores(row.runs(dataset, runs), "test/auroc_std")]
+        deviations = [value for row in rows for value in scores(row.runs(dataset, runs), "test/auroc_std")]
         experiments = dict.fromkeys(f"{row.method}_{dataset}" for row in rows)
         found = [table["figures"].get(each, {}) for each in experiments]
         published = sorted(each["test/auroc"][0] for each in found if "test/auroc" in each)
         gaps = [high - low for low, high in itertools.pairwise(published)]
-        within = sum(gap < statistics.fmean(noise) for gap in gaps) if noise else 0
+        within = sum(gap < statistics.fmean(deviations) for gap in gaps) if deviations else 0
         if within:
             lines.append(
-                f"Drawing the scored rows of {dataset} anew moves an AUROC by {statistics.fmean(noise):.3f} (standard "
-                f"deviation, bootstrap): {within} of the {len(gaps)} gaps between neighbours in the published order "
-                "are smaller, which one split does not settle."
+                f"Drawing the scored rows of {dataset} anew moves an AUROC by {statistics.fmean(deviations):.3f} "
+                f"(standard deviation, bootstrap): {within} of the {len(gaps)} gaps between neighbours in the "
+                "published order are smaller, which one split does not settle."
             )
     return lines
 

@@ -235,7 +235,7 @@ def run_config(experiment: Experiment, git_commit: str) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> dict[str, float]:
-    """The scores of a run, the published figures, and by how much ours are above them (on comparable data alone).
+    """The scores of a run, the published figures, and by how much ours are above them.
 
     Args:
         results: the contents of a ``results.json``.
@@ -246,8 +246,7 @@ def summary(results: dict[str, Any]) -> dict[str, float]:
         found[f"published/{key}"] = figure["mean"]
         if figure["std"] is not None:
             found[f"published_std/{key}"] = figure["std"]
-        if results["comparable"]:
-            found[f"difference/{key}"] = metrics[key] - figure["mean"]
+        found[f"difference/{key}"] = metrics[key] - figure["mean"]
     return found
 
 

@@ -188,13 +188,6 @@ def test_a_picture_of_several_runs_is_logged_to_each(arguments, tmp_path):
             assert pictured["summary"][metric] == value
 
 
-def test_the_difference_is_told_for_comparable_data_alone():
-    results = {"metrics": {"test/mse": 1.0, "test/mae": 2.0}, "published": PUBLISHED, "comparable": False}
-    assert tracking.summary(results).keys() == {
-        *results["metrics"], "published/test/mse", "published/test/mae", "published_std/test/mse"
-    }  # fmt: skip
-
-
 def test_where_a_run_is_logged_is_no_part_of_what_it_is():
     plain, grouped = compose("mean_digits"), compose("mean_digits", ["group=here", "project=there"])
     assert (plain.identity, plain.folder) == (grouped.identity, grouped.folder)

@@ -61,6 +61,8 @@ class HealingMNIST(ResumableDataModule):
 
     task = "imputation"
 
+    other_data = ("num_frames", "rotation_std", "missingness")
+
     def __init__(
         self,
         source: Literal["mnist", "digits"] = "mnist",
@@ -93,12 +95,6 @@ class HealingMNIST(ResumableDataModule):
         self.train_set: HealingSequences | None = None
         self.validation_set: HealingSequences | None = None
         self.test_set: HealingSequences | None = None
-
-    @property
-    def comparable(self) -> bool:
-        """Whether frames and masks are as published."""
-        options = self.hparams
-        return (options.num_frames, options.rotation_std, options.missingness) == (10, 20.0, "mnar")
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -108,6 +108,8 @@ class Physionet(ResumableDataModule):
     task = "imputation"
     time_label = "hours since admission"
 
+    other_data = ("holdout_fraction", "missingness")
+
     def __init__(
         self,
         cohort: Literal["abc", "a", "b", "c"] = "abc",
@@ -134,12 +136,6 @@ class Physionet(ResumableDataModule):
         self.train_set: Stays | None = None
         self.validation_set: Stays | None = None
         self.test_set: Stays | None = None
-
-    @property
-    def comparable(self) -> bool:
-        """Whether as many values are hidden as published, and completely at random."""
-        options = self.hparams
-        return options.holdout_fraction == 0.1 and options.missingness == "mcar"
 
     @property
     def variables(self) -> list[str]:

@@ -80,6 +80,8 @@ class Sprites(ResumableDataModule):
 
     task = "imputation"
 
+    other_data = ("missing_rate",)
+
     def __init__(
         self,
         missing_rate: float = 0.6,
@@ -103,11 +105,6 @@ class Sprites(ResumableDataModule):
         self.train_set: SpriteSequences | None = None
         self.validation_set: SpriteSequences | None = None
         self.test_set: SpriteSequences | None = None
-
-    @property
-    def comparable(self) -> bool:
-        """Whether as much is hidden as published."""
-        return self.hparams.missing_rate == 0.6
 
     @property
     def model_arguments(self) -> dict[str, Any]:

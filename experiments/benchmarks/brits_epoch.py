@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.imputation.batch import SeriesBatch
-from experiments.benchmarks.measure import alternate, largest_error, state
+from experiments.benchmarks.measure import alternate, largest_error, timing_options
 from experiments.benchmarks.whole_step import BATCH, INSTALL, MISSING_RATE, print_times
 from experiments.build import build_module
 from experiments.config import Experiment, compose
@@ -158,12 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description="Time of an epoch of BRITS beside PyPOTS'.")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of an epoch")
-    parser.add_argument("--repeats", type=int, default=5, help="timed epochs of each")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=5)
     compare(compose("brits_physionet"), options.steps, options.repeats)
 
 

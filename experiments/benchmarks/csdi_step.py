@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.imputation.batch import SeriesBatch
-from experiments.benchmarks.measure import alternate, state
+from experiments.benchmarks.measure import alternate, timing_options
 from experiments.benchmarks.whole_step import INSTALL, print_times, random_series
 from experiments.build import build_module
 from experiments.config import compose
@@ -135,12 +135,7 @@ def pypots_sampling(module: CSDI, batch: SeriesBatch) -> Callable[[], Mapping[st
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description="Time of CSDI's training step and of sampling.")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each form")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=5)
     batch = first_rows(random_series(num_steps=48, num_features=35), BATCH)
     for title, overrides, ours, theirs in (
         ("training step", (), training_step, pypots_training_step),

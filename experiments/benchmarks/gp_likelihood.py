@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.imputation.batch import SeriesBatch
-from experiments.benchmarks.measure import alternate, largest_error, state
+from experiments.benchmarks.measure import alternate, largest_error, timing_options
 from experiments.benchmarks.whole_step import print_times, random_series
 from experiments.build import build_module
 from experiments.config import compose
@@ -104,12 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RuntimeError: the likelihood or a gradient of GPyTorch is another than ours.
     """
     parser = argparse.ArgumentParser(description="Time of the GP's marginal likelihood and its gradient.")
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each form")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=10)
     module = build_module(compose("gp_physionet"))
     batch = random_series(num_steps=48, num_features=module.hparams.num_features)
     print(f"\ngp_physionet, marginal likelihood and gradient, batch {list(batch.values.shape)}")

@@ -11,10 +11,8 @@ convolutions.
 import argparse
 from collections.abc import Sequence
 
-import torch
-
 from experiments.benchmarks.gp_part import gp_part
-from experiments.benchmarks.measure import state
+from experiments.benchmarks.measure import timing_options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,12 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = {"gp": gp_part, "physionet": physionet_part, "healing": healing_part}
     parser = argparse.ArgumentParser(description="Time and memory of GP-VAE's training step.")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="all unless given")
-    parser.add_argument("--repeats", type=int, default=30, help="timed runs of each form")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=30)
     for part in options.parts:
         parts[part](options.repeats)
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: times of forms run in turn, agreement of their results, memory, load of the machine."""
 
+import argparse
 import os
 import statistics
 import time
@@ -70,6 +71,25 @@ def peak_memory() -> int:
     """Peak resident memory of this process in bytes, on Linux; getrusage would start from its parent's."""
     with open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def timing_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, repeats: int
+) -> argparse.Namespace:
+    """A benchmark's options with `--repeats` and `--threads`; sets torch's threads, and prints the `state`.
+
+    Args:
+        parser: which knows the benchmark's further options.
+        arguments: without the program's name; None: those of the process.
+        repeats: unless given.
+    """
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed runs of each form")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(state(), flush=True)
+    return options
 
 
 def state() -> str:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.segmentation.batch import PixelBatch
-from experiments.benchmarks.measure import alternate, largest_error, peak_memory, ratio, state
+from experiments.benchmarks.measure import alternate, largest_error, peak_memory, ratio, timing_options
 from lightning_modules.segmentation.base import PixelBackbone
 from lightning_modules.segmentation.pixel_ensemble import PixelEnsemble, vote
 
@@ -220,11 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    print(state(), flush=True)
+    arguments = timing_options(parser, argv, repeats=3)
     for part in arguments.parts:
         PARTS[part](*([] if part == "memory" else [arguments.repeats]))
 

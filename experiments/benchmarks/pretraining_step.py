@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.measure import alternate, state
+from experiments.benchmarks.measure import alternate, timing_options
 from experiments.benchmarks.whole_step import print_times
 from lightning_modules.networks.unet import UNet
 from lightning_modules.segmentation.diffusion import DiffusionPretraining
@@ -146,13 +146,8 @@ def early_exit() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints all tables."""
     parser = argparse.ArgumentParser(description="Time of a pre-training step, beside diffusers.")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each form")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
     parser.add_argument("--batch", type=int, default=BATCH, help="images of a batch")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=7)
     for half in (False, True):
         times(half, options.batch, options.repeats)
     early_exit()

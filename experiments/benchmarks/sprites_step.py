@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datamodules.imputation.batch import SeriesBatch
-from experiments.benchmarks.measure import alternate, largest_error, peak_memory, state
+from experiments.benchmarks.measure import alternate, largest_error, peak_memory, timing_options
 from experiments.benchmarks.whole_step import build, gradients, print_times, training_step
 from lightning_modules.imputation.gpvae import GPVAE
 from lightning_modules.networks.conv import ImagePreprocessor
@@ -114,12 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints times and memory for the chosen presets."""
     parser = argparse.ArgumentParser(description="Time and memory of GP-VAE's training step on SPRITES.")
     parser.add_argument("--presets", nargs="+", choices=("paper", "plus"), default=["paper", "plus"])
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each form")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=3)
     for preset in options.presets:
         time_part(preset, options.repeats)
         for form in FORMS:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from datamodules.synthesis.codec import NamedColumns, TableCodec
 from datamodules.synthesis.preprocessing import Normalisation, Table
-from experiments.benchmarks.measure import alternate, operations, peak_memory, ratio, state
+from experiments.benchmarks.measure import alternate, operations, peak_memory, ratio, timing_options
 from lightning_modules.synthesis.tabddpm import TabDDPM
 
 
@@ -194,14 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     parser = argparse.ArgumentParser(description="Time and memory of TabDDPM's steps.")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="all unless given")
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each form")
     parser.add_argument("--batch-size", type=int, default=4096, help="rows of a step")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the part million")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own choice if not given")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(state(), flush=True)
+    options = timing_options(parser, arguments, repeats=15)
     for part in options.parts:
         print(f"\n{part}")
         parts[part](options.repeats, options.batch_size)
