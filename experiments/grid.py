@@ -12,7 +12,7 @@ import itertools
 import json
 import operator
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,16 @@ def sweeps() -> list[str]:
     return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 
 
-def cells(name: str) -> list[Cell]:
-    """All cells of a sweep, in the order of their numbers.
+def cells(name: str, without: Collection[str] = ()) -> list[Cell]:
+    """The cells of a sweep, in the order of their numbers.
+
+    Args:
+        name: of the sweep.
+        without: methods whose cells are left out; the others keep their numbers.
 
     Raises:
-        ConfigError: there is no such sweep, or its file names what does not exist or holds a cell twice.
+        ConfigError: there is no such sweep, or its file names what does not exist or holds a cell twice; or it has no
+            such method to leave out, or no other.
     """
     from omegaconf import OmegaConf
 
@@ -97,7 +102,15 @@ def cells(name: str) -> list[Cell]:
                 raise ConfigError(f"{origin}: blocks[{number}] holds {cell} a second time: exclude it there")
     if not found:
         raise ConfigError(f"{origin}: blocks is empty: a sweep has at least one cell")
-    return list(found.values())
+    methods = {each: split_name(each)[0] for each in dict.fromkeys(cell.experiment for cell in found.values())}
+    for method in without:
+        if method not in methods.values():
+            has = ", ".join(dict.fromkeys(methods.values()))
+            raise ConfigError(f"sweep {name} has no method '{method}' to be without; it has {has}")
+    kept = [cell for cell in found.values() if methods[cell.experiment] not in without]
+    if not kept:
+        raise ConfigError(f"sweep {name} has no cell without {', '.join(without)}: leave one of them in")
+    return kept
 
 
 def _block_cells(block: dict[str, Any], place: str) -> list[tuple[str, tuple[str, ...], int]]:
@@ -151,19 +164,22 @@ def _spelt(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def resolve(name: str, overrides: list[str] | None = None) -> list[tuple[Cell, Experiment]]:
-    """All cells of a sweep with their configurations, so that whatever is wrong shows before anything starts.
+def resolve(
+    name: str, overrides: list[str] | None = None, without: Collection[str] = ()
+) -> list[tuple[Cell, Experiment]]:
+    """The cells of a sweep with their configurations, so that whatever is wrong shows before anything starts.
 
     Args:
         name: of the sweep.
         overrides: key=value, laid over every cell.
+        without: methods whose cells are left out.
 
     Raises:
         ConfigError: as by `cells`; a cell cannot be composed; or two of them would be one run.
     """
     resolved: list[tuple[Cell, Experiment]] = []
     owners: dict[Path, Cell] = {}
-    for cell in cells(name):
+    for cell in cells(name, without):
         try:
             experiment = compose(cell.experiment, [*cell.arguments[1:], f"group={name}", *(overrides or [])])
         except ConfigError as error:

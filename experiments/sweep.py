@@ -8,6 +8,7 @@ python -m experiments.sweep table2 --local --jobs 2     the same, two at a time
 python -m experiments.sweep table2 --status             what is done, running, failed, unfinished, missing
 python -m experiments.sweep table2 --array              the numbers of the cells to run, as sbatch --array takes them
 python -m experiments.sweep table2 --wandb              the same cells as a sweep of W&B, for ``wandb sweep``
+python -m experiments.sweep table2 --without csdi,gp    any of these, without the cells of some methods
 
 Further key=value, such as run_root=... or logger=csv, are laid over every cell; group=..., by which W&B groups runs, is
 the sweep's name unless given. A cell that fails leaves its output and traceback in its run folder, in ``failed.txt``,
@@ -338,6 +339,13 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--status", action="store_true", help="print how far each cell is")
     mode.add_argument("--array", action="store_true", help="print the cells neither done nor running: 0-3,7")
     mode.add_argument("--wandb", action="store_true", help="print the definition of the same sweep for W&B, as YAML")
+    parser.add_argument(
+        "--without",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="METHOD,...",
+        help="leave out the cells of these methods; the others keep their numbers",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="of all cells: so many at a time (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --wandb: write to a file")
     return parser
@@ -360,13 +368,13 @@ def main(argv: list[str] | None = None) -> int:
 @told_in_a_line
 def _main(arguments: argparse.Namespace) -> int:
     if arguments.count:
-        print(len(cells(arguments.name)))
+        print(len(cells(arguments.name, arguments.without)))
         return 0
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs {arguments.jobs}: at least one cell runs at a time")
     if arguments.output and not arguments.wandb:
         raise ConfigError(f"--output {arguments.output}: only --wandb writes a file; leave it out")
-    resolved = resolve(arguments.name, arguments.overrides)
+    resolved = resolve(arguments.name, arguments.overrides, arguments.without)
     if arguments.list:
         _print_list(resolved)
     elif arguments.status:
@@ -377,11 +385,20 @@ def _main(arguments: argparse.Namespace) -> int:
         tell(wandb_sweep(arguments.name, resolved, arguments.overrides), arguments.output)
     elif arguments.index is None:
         return _local(arguments.name, resolved, arguments.jobs)
-    elif 0 <= arguments.index < len(resolved):
-        run_here(resolved[arguments.index][1])
     else:
-        raise ConfigError(f"--index {arguments.index}: sweep {arguments.name} has cells 0 to {len(resolved) - 1}")
+        run_here(_numbered(arguments, resolved))
     return 0
+
+
+def _numbered(arguments: argparse.Namespace, resolved: list[tuple[Cell, Experiment]]) -> Experiment:
+    """The run of the cell that ``--index`` asks for."""
+    by_number = {cell.index: experiment for cell, experiment in resolved}
+    if arguments.index not in by_number:
+        has = ", ".join(" to ".join(map(str, span)) for span in spans(list(by_number)))
+        without = f" without {', '.join(arguments.without)}" if arguments.without else ""
+        sweep = f"sweep {arguments.name}{without}"
+        raise ConfigError(f"--index {arguments.index}: the cells of {sweep} have the numbers {has}")
+    return by_number[arguments.index]
 
 
 def tell(text: str, path: Path | None) -> None:

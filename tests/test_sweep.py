@@ -88,6 +88,32 @@ def test_what_is_added_at_the_end_renumbers_nothing(write):
 BLOCK = "blocks: [{methods: [mean], datasets: [digits], seeds: [0]%s}]"
 
 
+def test_methods_that_are_left_out_renumber_nothing(write, capsys, monkeypatch):
+    write(TWO_BLOCKS)
+    every = {cell.index: str(cell) for cell in cells("small")}
+    kept = {index: text for index, text in every.items() if not text.startswith(("vae_", "forward_"))}
+    assert main(["small", "--without", "vae,forward", "--list"]) == 0
+    listed = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [[str(index), text.split()[0]] for index, text in kept.items()]
+    assert main(["small", "--count", "--without", "vae,forward"]) == 0
+    assert capsys.readouterr().out == f"{len(kept)}\n"
+    run = []
+    monkeypatch.setattr(sweep, "run_here", run.append)
+    last = max(kept)
+    assert main(["small", "--without", "vae,forward", "--index", str(last)]) == 0
+    assert [experiment.name for experiment in run] == [kept[last].split()[0]]
+    left_out = next(index for index in every if index not in kept)
+    assert main(["small", "--without", "vae,forward", "--index", str(left_out)]) == 2
+    told = capsys.readouterr().err
+    numbers = re.match(
+        f"error: --index {left_out}: the cells of sweep small without vae, forward have the numbers (.*)\n", told
+    )[1]
+    spelt = [span.split(" to ") for span in numbers.split(", ")]
+    assert [number for first, *last in spelt for number in range(int(first), int((last or [first])[0]) + 1)] == list(
+        kept
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
@@ -124,8 +150,18 @@ BLOCK = "blocks: [{methods: [mean], datasets: [digits], seeds: [0]%s}]"
             ["small", "--list", "seed=4"],
             "small: cells 0 and 1 are one run, runs/mean",
         ),
-        (BLOCK % "", ["small", "--index", "1"], "error: --index 1: sweep small has cells 0 to 0\n"),
-        (BLOCK % "", ["small", "--index", "-1"], "error: --index -1: sweep small has cells 0 to 0\n"),
+        (BLOCK % "", ["small", "--index", "1"], "error: --index 1: the cells of sweep small have the numbers 0\n"),
+        (BLOCK % "", ["small", "--index", "-1"], "error: --index -1: the cells of sweep small have the numbers 0\n"),
+        (
+            BLOCK % "",
+            ["small", "--count", "--without", "maen"],
+            "error: sweep small has no method 'maen' to be without; it has mean\n",
+        ),
+        (
+            BLOCK % "",
+            ["small", "--local", "--without", "mean"],
+            "error: sweep small has no cell without mean: leave one of them in\n",
+        ),
         (BLOCK % "", ["small", "--local", "--jobs", "0"], "error: --jobs 0: at least one cell runs at a time\n"),
     ],
 )
