@@ -209,12 +209,16 @@ def test_differences_name_keys_with_both_values():
         ("gpvae_hmnist", ["data.data_seed=1", "data.fit_on=train"], True),
         ("gpvae_hmnist", ["data.missingness=random"], False),
         ("gpvae_hmnist", ["data.num_frames=5"], False),
+        ("gpvae_hmnist", ["data.test_rows=100"], False),
         ("gpvae_sprites", ["data.mask_unit=pixel"], True),
+        ("gpvae_sprites", ["data.test_rows=100"], False),
         ("gpvae_sprites", ["data.missing_rate=0.5"], False),
         ("gpvae_physionet", ["data.split_seed=3"], True),
+        ("gpvae_physionet", ["data.test_rows=100"], False),
+        ("gpvae_physionet", ["data.train_rows=100", "data.validation_rows=10"], True),
         ("gpvae_physionet", ["data.missingness=mar"], False),
         ("gpvae_physionet", ["data.holdout_fraction=0.2"], False),
     ],
 )
-def test_published_figures_say_nothing_of_other_gaps(name, overrides, comparable):
+def test_published_figures_say_nothing_of_other_gaps_or_rows(name, overrides, comparable):
     assert build_data(compose(name, overrides)).comparable is comparable

@@ -61,7 +61,7 @@ class HealingMNIST(ResumableDataModule):
 
     task = "imputation"
 
-    other_data = ("num_frames", "rotation_std", "missingness")
+    other_data = ("num_frames", "rotation_std", "missingness", "test_rows")
 
     def __init__(
         self,

@@ -108,7 +108,7 @@ class Physionet(ResumableDataModule):
     task = "imputation"
     time_label = "hours since admission"
 
-    other_data = ("holdout_fraction", "missingness")
+    other_data = ("holdout_fraction", "missingness", "test_rows")
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class Sprites(ResumableDataModule):
 
     task = "imputation"
 
-    other_data = ("missing_rate",)
+    other_data = ("missing_rate", "test_rows")
 
     def __init__(
         self,
