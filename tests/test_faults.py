@@ -280,7 +280,7 @@ def test_a_full_disk_is_told_with_the_file_and_costs_nothing(disk, finished, cap
     moments = [
         (GPVAE, "training_step", 3, "checkpoints/last.ckpt", 2),
         (GPVAE, "test_step", 1, "figures/imputations.png", NUM_STEPS),
-        (build, "published_figures", 1, "results.json", NUM_STEPS),
+        (build, "_versions", 1, "results.json", NUM_STEPS),
     ]
     for owner, name, call, file, saved in moments:
         with at_call(owner, name, call, lambda: fill(disk)):
