@@ -35,6 +35,27 @@ class DownstreamScores(NamedTuple):
     draws: NDArray[np.float64]
 
 
+def check_classes(label: NDArray[np.int64], classifier: Classifier) -> None:
+    """Make sure that `downstream_scores` can be had of series with these labels.
+
+    Args:
+        label: [row] int, in the order of the rows.
+        classifier: see there.
+
+    Raises:
+        ValueError: if a half lacks a class.
+    """
+    half = len(label) // 2
+    fitted, scored = np.unique(label[:half]), np.unique(label[half:])
+    if len(fitted) < 2 or not np.array_equal(fitted, scored) or (classifier == "binary" and len(fitted) != 2):
+        raise ValueError(
+            f"of the {len(label)} evaluated series the first half has the classes {fitted.tolist()}, the second "
+            f"{scored.tolist()}; a {classifier} classifier is fitted on the one and scored on the other and needs the "
+            f"same {'two' if classifier == 'binary' else 'two or more'} in both. Evaluate more series: raise "
+            "data.test_rows, or leave it out"
+        )
+
+
 def downstream_scores(
     series: np.ndarray, label: np.ndarray, classifier: Classifier, standardised: bool = False
 ) -> DownstreamScores:
@@ -53,15 +74,9 @@ def downstream_scores(
     Raises:
         ValueError: if a half lacks a class.
     """
+    check_classes(label, classifier)
     half = len(label) // 2
-    classes, scored = np.unique(label[:half]), np.unique(label[half:])
-    if len(classes) < 2 or not np.array_equal(classes, scored) or (classifier == "binary" and len(classes) != 2):
-        raise ValueError(
-            f"of the {len(label)} evaluated series the first half has the classes {classes.tolist()}, the second "
-            f"{scored.tolist()}; a {classifier} classifier is fitted on the one and scored on the other and needs the "
-            f"same {'two' if classifier == 'binary' else 'two or more'} in both. Evaluate all series, or none of this "
-            "with auroc=False."
-        )
+    classes = np.unique(label)
     # A column of zeros has no slope but the penalty's own: its weight is exactly 0, and dropping it changes nothing.
     used = series[:half].any(axis=0)
     inputs = series[:, used].astype(np.float64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from callbacks.downstream import Classifier, DownstreamClassifier
+from callbacks.downstream import Classifier, DownstreamClassifier, check_classes
 
 
 class Batch(Protocol):
@@ -274,6 +274,15 @@ class ImputationMetrics(L.Callback):
     def draws(self) -> dict[str, NDArray[np.float64]]:
         """Scores of the last test for bootstrap draws of the scored series, [draw], by their names; NaN for none."""
         return {} if self.classifier is None else {"test/auroc": self.classifier.draws}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make sure before the training that its test can be scored.
+
+        Raises:
+            ValueError: the classifier lacks a class.
+        """
+        if self.classifier is not None:
+            check_classes(np.asarray(trainer.datamodule.test_set.labels), self.classifier.classifier)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""

@@ -493,6 +493,16 @@ def test_loggers_write_into_the_folder_or_nothing(finished, tmp_path):
     assert {path.name for path in folder.iterdir()} == known - {"checkpoints"}
 
 
+def test_too_few_test_series_for_the_classifier_are_told_before_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(GPVAE, "training_step", None)
+    few = [each.replace("test_rows=55", "test_rows=3") for each in SMALL]
+    assert few != list(SMALL)
+    run(tmp_path, "gpvae_digits", *few, status=2)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "of the 3 evaluated series the first half has the classes" in line
+    assert line.endswith("raise data.test_rows, or leave it out")
+
+
 @pytest.mark.parametrize("arguments", [["gpvae_digits", *DIGITS], ["mean_physionet"]], ids=["gpvae", "mean"])
 def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, monkeypatch, capsys):
     for folder in ("cwd", "temporary"):

@@ -181,7 +181,8 @@ class ArrayTable:
 
         new = {f"values{suffix}": gaps_filled(original, values) for suffix, values in filled.items()}
         if deviation is not None:
-            certain = np.zeros_like(original)
+            # Integers have no gap, but may have a deviation of 0 that is written beside them.
+            certain = np.zeros(original.shape, original.dtype if original.dtype.kind == "f" else np.float64)
             certain[self.rows < 0] = np.nan
             new["values_std"] = gaps_filled(certain, deviation)
         for name in new.keys() - {"values"}:
@@ -218,8 +219,10 @@ def read_shape(path: str | Path, form: TableFormat) -> tuple[TableFormat, NDArra
     """
     path = _path(path)
     if path.suffix == ".npz":
-        shape = _values_shape(path)
-        return _named_features(path, form, shape[2])[0], np.full(shape[0], shape[1])
+        shape, times = _values_shape(path), _array(path, "times")
+        # Behind the end of a series its stamps are missing; none of them equals itself.
+        present = np.ones(shape[:2], bool) if times is None or times.shape != shape[:2] else times == times
+        return _named_features(path, form, shape[2])[0], present.sum(1)
     form = resolve(path, read_names(path, form.separator), form)
     if form.layout == "wide":
         num_steps = len(_wide_columns(path, read_names(path, form.separator), form)[1])

@@ -108,7 +108,8 @@ class Preparation:
         if (counts == 0).any():
             raise TableError(
                 f"{table.path}: variable '{variables[int(np.argmin(counts))]}' has no observed value among the series "
-                f"to fit to; leave it out with data.variables=[...], or choose another data.split_seed"
+                f"to fit to; take its column out of the table or out of data.variables, or where the table is "
+                f"split choose another data.split_seed"
             )
         # Fractions of the largest, so that no square overflows.
         unit = np.where(largest > 0, largest, 1.0)

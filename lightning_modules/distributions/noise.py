@@ -40,8 +40,9 @@ def normal_by_row(rows: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor
     if rows.dtype != torch.int64 or rows.ndim != 1:
         raise ValueError(f"rows must be a vector of int64, got {rows.dtype} of shape {tuple(rows.shape)}")
     size = int(torch.Size(shape).numel())
-    # Hashing the row before the position is added keeps the streams of neighbouring rows apart.
-    stream = _splitmix64(_splitmix64(rows) ^ _splitmix64(torch.full_like(rows, seed)))  # [batch]
+    # One hash of another: hashes that are combined alike would give row 3 of seed 7 the numbers of row 7 of seed 3.
+    # Hashing before the position is added keeps the streams of neighbouring rows apart.
+    stream = _splitmix64(_splitmix64(torch.full_like(rows, seed)) + rows)  # [batch]
     position = torch.arange((size + 1) // 2, device=rows.device)
     bits = _splitmix64(stream[:, None] + position * _GOLDEN)  # [batch, half the size]
     high, low = _shift_right(bits, 32), bits & 0xFFFFFFFF

@@ -498,6 +498,31 @@ def test_separators_and_line_ends(tmp_path):
     assert read_shape(tmp_path / "other.csv", module.form)[1].tolist() == expected.lengths.tolist()
 
 
+def test_arrays_that_are_padded_beyond_their_longest_series_are_as_long_as_that(tmp_path):
+    arrays = to_arrays(random_frame(regular=True, equal=False))
+    longest = arrays["times"].shape[1]
+    for name in ("values", "times"):
+        arrays[name] = np.pad(arrays[name], [(0, 0), (0, 3), (0, 0)][: arrays[name].ndim], constant_values=np.nan)
+    np.savez(tmp_path / "table.npz", **arrays)
+    module = make(tmp_path / "table.npz")
+    assert module.model_arguments["num_steps"] == longest
+    assert {everything(each).values.shape[1] for each in sets(module)} == {longest}
+
+
+def test_integers_have_no_gaps_and_a_deviation_of_0(tmp_path):
+    values = np.arange(24).reshape(3, 4, 2)
+    np.savez(tmp_path / "table.npz", values=values)
+    table = read_table(tmp_path / "table.npz", TableFormat())
+    table.write(file := io.BytesIO(), {"": np.zeros((12, 2)), "_q0.5": np.zeros((12, 2))}, np.ones((12, 2)))
+    file.seek(0)
+    written = np.load(file)
+    for name in ("values", "values_q0.5"):
+        assert written[name].dtype == values.dtype
+        np.testing.assert_array_equal(written[name], values)
+    assert written["values_std"].dtype == np.float64
+    assert (written["values_std"] == 0).all()
+
+
 def test_new_columns_do_not_hide_old_ones(tmp_path):
     (tmp_path / "table.csv").write_text("id,time,a,a_std\ns,0,1,0\ns,1,,2\n")
     np.savez(tmp_path / "table.npz", values=[[[1, np.nan]]], variables=NAMES, values_std=1)

@@ -216,13 +216,17 @@ def test_remasking_hides_observed_entries_only_and_keeps_them_in_the_likelihood(
     kept = (seen.sum((1, 2)) / observed_mask.sum((1, 2)).clamp(min=1)).numpy()
     assert kept.mean() == pytest.approx(0.75, abs=0.01)  # 1 - E[U(0, 1/2)]
     assert kept.std() == pytest.approx(np.sqrt(1 / 48 + 0.75 * 0.25 / 12.6), abs=0.02)  # spread of q and of the draw
-    full = tiny_gpvae(remasking=1.0)
     batch = series(4)
     batch = batch._replace(values=batch.values.double())
     torch.manual_seed(5)
-    loss = full.loss(batch)
+    seen = module.remask(batch.observed_mask)
+    assert (seen != batch.observed_mask).any()
+    with torch.no_grad():  # the encoder sees what is left, the likelihood all that is observed
+        latent = module.encode(batch.values * seen, seen, None).rsample()
+        log_prob = norm.logpdf(batch.values.numpy(), loc=module.decoder(latent.mT).numpy())
     torch.manual_seed(5)
-    assert loss["nll"].item() != pytest.approx(tiny_gpvae().loss(batch)["nll"].item())
+    nll = module.loss(batch)["nll"].item()
+    assert nll == pytest.approx(-(log_prob * batch.observed_mask.numpy()).sum((1, 2)).mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ["vae", "hivae"])
@@ -267,9 +271,6 @@ def test_the_predictive_contract(module):
         ]
         torch.testing.assert_close(torch.cat(halves), one)
         assert not torch.equal(predictive.log_prob(batch.target.double(), rows=batch.index + 1), one)
-        torch.testing.assert_close(predictive.mean, module.decode(predictive.posterior.mean).mean)
-        spread = samples.std(0)
-        assert (spread > 0.9).all()  # at least the unit observation noise, minus its sampling error
         standard = predictive.sample(3, torch.Generator().manual_seed(0))
         torch.testing.assert_close(standard, samples[:3])
 
@@ -283,6 +284,8 @@ def test_row_noise_is_standard_normal_and_belongs_to_the_row():
     assert np.abs(correlation[~np.eye(20, dtype=bool)]).max() < 0.25  # 5.6 standard errors
     assert np.abs(np.corrcoef(flat[0:20])[~np.eye(20, dtype=bool)]).max() < 0.28
     torch.testing.assert_close(normal_by_row(torch.tensor([7, 3]), (40, 10)), noise[[7, 3]], rtol=0, atol=0)
-    assert not torch.equal(normal_by_row(torch.arange(3), (4,), seed=1), normal_by_row(torch.arange(3), (4,), seed=0))
+    rows, seeds = torch.arange(40), range(40)
+    every = torch.stack([normal_by_row(rows, (2,), seed=seed) for seed in seeds])  # [seed, row, 2]
+    assert len(every.flatten(0, 1).unique(dim=0)) == 1600  # no row of a seed is another row of another seed
     with pytest.raises(ValueError, match="int64"):
         normal_by_row(torch.zeros(3), (2,))
