@@ -118,7 +118,12 @@ class Frame:
         self._refuse(pc.is_null(column, nan_is_null=True), name, lambda row: f"the {what} is missing")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             self._refuse(pc.equal(pc.utf8_trim_whitespace(column), ""), name, lambda row: f"the {what} is missing")
-        encoded = column.dictionary_encode()
+        try:
+            encoded = column.dictionary_encode()
+        except pa.ArrowNotImplementedError as error:
+            raise TableError(
+                f"{self.path}, column '{name}' is of type {column.type}, which is no {what}: save text or whole numbers"
+            ) from error
         return encoded.indices.to_numpy().astype(np.int64), [str(each) for each in encoded.dictionary.to_pylist()]
 
     def filled(self, name: str, missing: NDArray[np.bool_], values: NDArray[np.float64]) -> pa.Array:
@@ -291,8 +296,10 @@ def _culprit(path: Path, separator: str, width: int) -> str | None:
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Plain values for dictionary codes (pandas' categories)."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    """Plain values for dictionary codes (pandas' categories), and plain text for views of text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def _fit(values: NDArray[np.float64], integer: pa.DataType) -> bool:

@@ -7,6 +7,8 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -521,6 +523,17 @@ def test_integers_have_no_gaps_and_a_deviation_of_0(tmp_path):
         np.testing.assert_array_equal(written[name], values)
     assert written["values_std"].dtype == np.float64
     assert (written["values_std"] == 0).all()
+
+
+def test_views_of_text_name_series_and_lists_do_not(tmp_path):
+    columns = {"id": pa.array(["s", "s", "t"], pa.string_view()), "a": pa.array(["1.5", "", "2"], pa.string_view())}
+    pa.parquet.write_table(pa.table(columns | {"time": [0, 1, 0]}), tmp_path / "table.parquet")
+    series = read_table(tmp_path / "table.parquet", TableFormat()).series
+    assert series.ids == ["s", "t"]
+    np.testing.assert_array_equal(series.values[:, 0], [1.5, np.nan, 2])
+    pa.parquet.write_table(pa.table({"id": [[1], [1], [2]], "time": [0, 1, 0], "a": [1, 2, 3]}), tmp_path / "l.parquet")
+    with pytest.raises(TableError, match=r"column 'id' is of type list<.*>, which is no name of the series: save text"):
+        read_table(tmp_path / "l.parquet", TableFormat())
 
 
 def test_new_columns_do_not_hide_old_ones(tmp_path):
