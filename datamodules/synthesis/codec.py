@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from datamodules.synthesis.atoms import Atoms
+from datamodules.synthesis.atoms import BETWEEN, Atoms
 from datamodules.synthesis.cells import plain
 from datamodules.synthesis.preprocessing import Normalisation, Table, TableTransform, Task
 
@@ -288,7 +288,11 @@ class TableCodec:
                 number = float(dtype.type(number))  # so that the end of a range of float32 is in it, as it is written
         atoms = self.atoms.values.get(place, np.zeros(0))
         low, high = atoms.min(initial=np.inf), atoms.max(initial=-np.inf)
-        only = atoms if place in self.atoms.whole else None
+        only = None
+        if place in self.atoms.values:
+            state = len(self.columns.categorical) + list(self.atoms.values).index(place)
+            if BETWEEN not in self.transform.categorical.categories[state]:  # all numbers of the column are atoms
+                only = atoms
         if only is None:
             column = 0 if place is None else self.atoms.kept(len(self.columns.numerical)).index(place)
             feature = column + (not self.class_counts and place is not None)

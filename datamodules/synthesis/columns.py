@@ -265,9 +265,11 @@ def _column(values: pd.Series, kind: Kind | None, place: str, is_class: bool) ->
     if kind == "category":
         count = present.nunique()
         if count > MOST_CATEGORIES or (count == len(values) > MOST_INTEGER_CATEGORIES):
+            # Of a CSV file, numbers with leading zeros are text.
+            are_numbers = cells == "text" and bool(pd.to_numeric(present, errors="coerce").notna().all())
             raise TableError(
                 f"{place} has {count} categories in {len(values)} rows: it looks like a key or a text, which cannot be "
-                f"learnt; {drop}"
+                f"learnt; {drop}" + (f", or take it for numbers with {told(name, 'number')}" if are_numbers else "")
             )
         column = replace(column, whole=cells == "number" and _are_whole(contents))
         texts = texts_of(contents, column)

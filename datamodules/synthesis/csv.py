@@ -2,12 +2,14 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from datamodules import sources
@@ -20,6 +22,17 @@ from datamodules.synthesis.preprocessing import Normalisation, Table, Task
 
 log = logging.getLogger("genpred")
 
+# What pandas takes for a gap in a CSV file; it does not hand the list out.
+GAP_TEXTS = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+             "NA", "NULL", "NaN", "None", "n/a", "nan", "null")  # fmt: skip
+BLOCK = 2**24  # bytes of a file that are looked through at a time
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+LARGER = {  # how each part gets more rows
+    "train": "set a smaller data.validation_fraction or data.test_fraction",
+    "val": "set a larger data.validation_fraction",
+    "test": "set a larger data.test_fraction",
+}
+
 
 class CSV(TableDataModule):
     r"""A table of the user's own, split at random into a training, a validation and a test part.
@@ -31,7 +44,8 @@ class CSV(TableDataModule):
         target: column that predictors are to learn.
         table_task: "binclass", "multiclass" or "regression"; None: regression for a numerical target, else classes.
         columns: kinds of some columns, "number", "integer", "date", "category" or "drop"; of others they are inferred:
-            integers of at most 10 values are categories.
+            integers of at most 10 values are categories, and so are numbers of which one is written with a leading
+            zero, as 02139. What is told to be "category" is read as it is written, and only an empty cell is a gap.
         separator: between the cells of a CSV file; "\t" for tabs.
         validation_fraction: part of the rows that stops the training of predictors, in (0, 1).
         test_fraction: part of the rows that predictors are scored on.
@@ -93,14 +107,17 @@ class CSV(TableDataModule):
     def table(self) -> tuple[pd.DataFrame, OwnColumns]:
         """The rows that have a target, and what the columns are; read when first asked for."""
         options = self.hparams
-        frame = read_table(Path(options.path), options.separator)
+        kinds = options.columns or {}
+        # The target of a regression is a number, however it is written.
+        as_read = {options.target: "number", **kinds} if options.table_task == "regression" else kinds
+        frame = read_table(Path(options.path), options.separator, as_read)
         place = Path(options.path).name
         if options.target in frame.columns:
             gaps = frame[options.target].isna()
             if gaps.any() and not gaps.all():
                 log.warning("%s: %d rows without %s are left out", place, gaps.sum(), options.target)
                 frame = frame[~gaps].reset_index(drop=True)
-        return frame, OwnColumns.infer(frame, options.target, options.columns or {}, options.table_task, place)
+        return frame, OwnColumns.infer(frame, options.target, kinds, options.table_task, place)
 
     @property
     def table_task(self) -> Task:
@@ -126,17 +143,17 @@ class CSV(TableDataModule):
         if self.parts is not None:
             return
         options, (frame, columns) = self.hparams, self.table
-        classes = columns.target_values(frame) if columns.task != "regression" else None
+        target = columns.target_values(frame)
+        classes = target if columns.task != "regression" else None
         try:
             rest, test = _split(np.arange(len(frame)), classes, options.test_fraction, options.split_seed)
             share = options.validation_fraction / (1 - options.test_fraction)
             train, val = _split(rest, classes, share, options.split_seed)
+            rows = {"train": train, "val": val, "test": test}
+            (self._check_numbers if classes is None else self._check_classes)(columns, target, rows)
             columns = columns.with_fills(frame.iloc[train])
             table = columns.table(frame)
-            parts = {
-                name: Table(*(None if array is None else array[rows] for array in table))
-                for name, rows in (("train", train), ("val", val), ("test", test))
-            }
+            parts = {name: Table(*(None if array is None else array[rows[name]] for array in table)) for name in rows}
             codec = TableCodec.fit(parts["train"], columns, columns.task, options.normalisation)
             self.prepare(parts, codec, options.spread_ties)
         except TableError:
@@ -144,9 +161,62 @@ class CSV(TableDataModule):
         except ValueError as error:
             raise TableError(f"{columns.place}: {error}") from error
 
+    @property
+    def _groups(self) -> dict[str, int]:
+        """Of each part whose target is looked at: into how many groups its rows are dealt, which are scored apart."""
+        options = self.hparams
+        if options.catboost is None and options.mlp is None:
+            return {"train": 1}
+        # Without a test part each half of the validation part stops the predictors of the other.
+        return {"train": 1, "val": 2} if options.evaluation == "validation" else {"train": 1, "val": 1, "test": 1}
 
-def read_table(path: Path, separator: str) -> pd.DataFrame:
+    def _check_classes(self, columns: OwnColumns, classes: NDArray, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Make sure of what else would be found missing after the whole training: classes [row] in parts of the rows.
+
+        Raises:
+            TableError: the training part lacks a class, or one of two classes is missing where predictors are scored.
+        """
+        names, counts = np.unique(classes, return_counts=True)
+        for part, needed in self._groups.items():
+            if part != "train" and columns.task != "binclass":
+                continue  # only the area under the ROC curve needs every class
+            for name, count in zip(names, counts, strict=True):
+                found = int((classes[rows[part]] == name).sum())
+                if found < needed:
+                    why = "to be learnt" if part == "train" else "for the area under the ROC curve"
+                    raise TableError(
+                        f"{columns.place}: the {PART_NAMES[part]} part has {found} row(s) of class {name!r} of the "
+                        f"target {columns.target!r}, which needs {needed} there {why} ({count} of {len(classes)} rows "
+                        f"have it): add rows of it, or {LARGER[part]}"
+                        + (", or leave its rows out, or merge classes" if len(names) > 2 else "")
+                    )
+
+    def _check_numbers(self, columns: OwnColumns, target: NDArray, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Make sure of what else would be found missing after the whole training: different targets in each part.
+
+        Raises:
+            TableError: all targets of the training part, or of what predictors are scored on, are the same.
+        """
+        for part, groups in self._groups.items():
+            ordered = np.sort(target[rows[part]])  # and dealt in turn, which is how the metrics halve it
+            for group in (ordered[first::groups] for first in range(groups)):
+                if (group == group[0]).all():
+                    which = "" if groups == 1 else "one half of "
+                    why = "nothing can be learnt" if part == "train" else "R2 is not defined"
+                    raise TableError(
+                        f"{columns.place}: the target {columns.target!r} is {columns.shown(columns.target, group[0])} "
+                        f"in each of the {len(group)} row(s) of {which}the {PART_NAMES[part]} part, so that {why}: add "
+                        f"rows with other values, {LARGER[part]}, or try another data.split_seed"
+                    )
+
+
+def read_table(path: Path, separator: str, kinds: Mapping[str, Kind] | None = None) -> pd.DataFrame:
     """A table's rows.
+
+    Args:
+        path: ``.csv`` or ``.parquet``.
+        separator: between the cells of a CSV file.
+        kinds: what is told of some columns; a CSV file is read accordingly.
 
     Raises:
         TableError: it is not there, of another format, or broken.
@@ -154,7 +224,7 @@ def read_table(path: Path, separator: str) -> pd.DataFrame:
     if path.suffix not in (".csv", ".parquet"):
         raise TableError(f"{path}: it must end in .csv or .parquet")
     try:
-        frame = _read_csv(path, separator) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = _read_csv(path, separator, kinds or {}) if path.suffix == ".csv" else _read_parquet(path)
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     frame = frame.rename(columns=str)
@@ -164,15 +234,32 @@ def read_table(path: Path, separator: str) -> pd.DataFrame:
     return frame
 
 
-def _read_csv(path: Path, separator: str) -> pd.DataFrame:
-    """A CSV file's rows; integers beside gaps as Int64."""
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet file's rows; a column that pandas has made an index of is a column again."""
+    frame = pd.read_parquet(path)
+    if isinstance(frame.index, pd.RangeIndex):  # not in the file
+        return frame
+    if named := [name for name in frame.index.names if name is not None]:
+        frame = frame.reset_index(level=named, allow_duplicates=True)
+    return frame.reset_index(drop=True)
+
+
+def _read_csv(path: Path, separator: str, kinds: Mapping[str, Kind]) -> pd.DataFrame:
+    """A CSV file's rows; integers beside gaps as Int64, categories as they are written."""
     # pandas renames a name that is there twice.
     header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
     _check_names(pd.Index([name for name in header.iloc[0] if name]), path)
+    options: dict[str, Any] = {}
+    if "category" in kinds.values():
+        names = pd.read_csv(path, sep=separator, nrows=0).columns  # as pandas calls columns without a name
+        told = {name: str for name in names if kinds.get(name) == "category"}
+        gaps = {name: [""] if name in told else GAP_TEXTS for name in names}
+        options = {"dtype": told, "na_values": gaps, "keep_default_na": False}
     # In one piece, for otherwise a column's type may change on the way.
-    frame = pd.read_csv(path, sep=separator, low_memory=False)
+    frame = pd.read_csv(path, sep=separator, low_memory=False, **options)
     if not isinstance(frame.index, pd.RangeIndex):
         raise TableError(f"{path}: its rows have more cells than its header; give every column a name")
+    _keep_as_written(frame, path, separator, kinds)
     # pandas makes floats of integers beside gaps: they would be inexact beyond 2**53, and written with a point.
     whole = [j for j, name in enumerate(frame) if _is_whole_with_gaps(frame[name])]
     if whole:
@@ -180,6 +267,52 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
         for name in exact:
             frame[name] = exact[name]
     return frame
+
+
+def _keep_as_written(frame: pd.DataFrame, path: Path, separator: str, kinds: Mapping[str, Kind]) -> None:
+    """Put texts in place of numbers and truth values that would be written otherwise: 02139, TRUE.
+
+    A column of truth values of which one is written in two ways, such as TRUE and True, stays one of truth values.
+    """
+    free = {j: frame[name] for j, name in enumerate(frame) if name not in kinds}
+    truths = [
+        j
+        for j, values in free.items()
+        if values.dtype in (bool, object) and pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+    ]
+    suspects = []
+    if truths:  # as pandas itself writes them they need no second look at the whole file
+        first = pd.read_csv(path, sep=separator, usecols=truths, nrows=1000, dtype=str)
+        written = (set(first[name].dropna()) for name in first)
+        suspects = [j for j, texts in zip(truths, written, strict=True) if not texts or not texts <= {"True", "False"}]
+    numbers = [j for j, values in free.items() if j not in truths and pd.api.types.is_numeric_dtype(values.dtype)]
+    if numbers and _may_have_leading_zeros(path, separator):
+        suspects += numbers
+    if not suspects:
+        return
+    cells = pd.read_csv(path, sep=separator, usecols=suspects, dtype=str)
+    for j, name in zip(sorted(suspects), cells, strict=True):
+        texts = cells[name].dropna().drop_duplicates()
+        if j in truths:
+            if len(texts) == frame[name].nunique():
+                frame[name] = cells[name]
+        elif texts.str.match(r"\s*0[0-9]").any():
+            log.info("%s: column %s has leading zeros: its numbers are taken for categories", path.name, name)
+            frame[name] = cells[name]
+
+
+def _may_have_leading_zeros(path: Path, separator: str) -> bool:
+    """Whether a cell begins with a zero and a digit: by the bytes, since to read all cells as text takes far longer."""
+    content = np.memmap(path, np.uint8, "r")
+    ends = np.isin(np.arange(256), [separator.encode()[-1], *b'"\r\n'])  # what may stand before a cell
+    for start in range(2, len(content), BLOCK):  # before are a name and the end of its line
+        block = np.asarray(content[start - 2 : start + BLOCK + 1])
+        zeros = np.flatnonzero(block[2:-1] == ord("0")) + 2
+        before, after = block[zeros - 1], block[zeros + 1]
+        begins = ends[before] | ((before == ord(" ")) & ends[block[zeros - 2]])
+        if (begins & (after >= ord("0")) & (after <= ord("9"))).any():
+            return True
+    return False
 
 
 def _is_whole_with_gaps(values: pd.Series) -> bool:

@@ -66,7 +66,9 @@ class SMOTE(Synthesizer):
         self.groups = [np.flatnonzero(groups == group) for group in range(num_classes or 2)]
         alone = [len(rows) for rows in self.groups].index(1) if 1 in map(len, self.groups) else None
         if alone is not None:
-            which = f"class {alone} of the target" if num_classes else "one half of the target, cut at its median,"
+            which = "one half of the target, cut at its median,"
+            if num_classes:
+                which = f"class {source.codec.transform.target.categories[0][alone]} of the target"
             raise ValueError(f"{which} has one row only, so that it has no neighbour: leave it out")
         self.groups = [rows for rows in self.groups if len(rows)]
         points = self._points()

@@ -73,5 +73,11 @@ def test_conditions_know_the_states():
     between = codec.encode_conditions({"x": 1.5, "y": 0.3})
     assert list(between.numericals) == [0, 1]
     assert between.categories[1] == codec.encode(table()).categories[~np.isin(table().X_num[:, 0], [0, 50])][0, 1]
+    X_num = np.random.default_rng(0).choice([0.5, 1.5], (400, 1))
+    halves = TableCodec.fit(table()._replace(X_num=X_num), NamedColumns(("x",), ("c",), "t"), "binclass", "quantile",
+                            atoms=0.05)  # fmt: skip
+    assert halves.encode_conditions({"x": 1.5}).categories == {1: 1}
+    with pytest.raises(ValueError, match=r"x=1.0: the column has no values but 0.5, 1.5; give one of them"):
+        halves.encode_conditions({"x": 1.0})
     with pytest.raises(ValueError, match=r"z=3: the column has no values but 1, 2, 5, 9; give"):
         codec.encode_conditions({"z": 3})

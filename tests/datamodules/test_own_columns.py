@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from people import people
 
 from datamodules.own_tables import TableError
+from datamodules.synthesis import csv
 from datamodules.synthesis.cells import GAP
 from datamodules.synthesis.columns import OwnColumns
-from datamodules.synthesis.csv import CSV, read_table
+from datamodules.synthesis.csv import CSV, GAP_TEXTS, read_table
 
 FAR = 2**53
 
@@ -274,6 +275,101 @@ def test_integers_beside_gaps_are_read_exactly(tmp_path):
     assert frame[["b", "c"]].dtypes.tolist() == ["float64"] * 2
 
 
+def test_categories_that_are_told_are_read_as_written(tmp_path):
+    text = "zip,a,b,y\n" + '02139,1.50,1,a\n"2139",NA,NA,b\n007,,2,a\nNone,1.5,3.5,b\n' * 4
+    (tmp_path / "my.csv").write_text(text)
+    kinds = {"zip": "category", "a": "category", "missing": "category"}
+    frame = read_table(tmp_path / "my.csv", ",", kinds)
+    assert frame["zip"].tolist() == ["02139", "2139", "007", "None"] * 4
+    assert frame["a"].dropna().tolist() == ["1.50", "NA", "1.5"] * 4
+    assert frame["b"].dropna().tolist() == [1.0, 2.0, 3.5] * 4  # another column's gaps are pandas'
+    del kinds["missing"]
+    pd.testing.assert_frame_equal(round_trip(frame, kinds=kinds), frame)
+    round_trip(frame, kinds=kinds).to_csv(tmp_path / "again.csv", index=False)
+    assert (tmp_path / "again.csv").read_text().splitlines()[1].startswith("02139,1.50,")
+
+
+def test_the_list_of_gaps_is_that_of_pandas(tmp_path):
+    assert read("a,b\n" + "".join(f"{gap},1\n" for gap in GAP_TEXTS), tmp_path)["a"].isna().all()
+    plain = read(gaps := "a,b,c\n" + "".join(f"{gap},1,x\n" for gap in [*GAP_TEXTS, 1.5, "-0.1"]), tmp_path)
+    (tmp_path / "my.csv").write_text(gaps)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "my.csv", ",", {"c": "category"}), plain)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("cells", "told", "is_text"),
+    [
+        (["02139", "12345", ""], None, True),
+        ([" 02139", " 12345", " 3"], None, True),
+        (['"007"', "1.5", "2"], None, True),
+        (["00", "1", "2"], None, True),
+        (["2", "3", "007"], None, True),
+        (["02139", "12345", "NA"], "number", False),
+        (["02139", "12345", "NA"], "integer", False),
+        (["0", "10", "20"], None, False),
+        (["0.5", "-0.3", "100"], None, False),
+        (["0e1", "-0", "1e05"], None, False),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_numbers_with_leading_zeros_are_categories(cells, told, is_text, first, end, tmp_path):
+    lines = [f"{cell},2020-01-01 00:05" if first else f"05:00:x,{cell}" for cell in cells * 4]
+    (tmp_path / "my.csv").write_bytes(end.join(["x,t" if first else "t,x", *lines]).encode())
+    frame = read_table(tmp_path / "my.csv", ",", {"x": told} if told else {})
+    if not is_text:
+        assert pd.api.types.is_numeric_dtype(frame["x"])
+        return
+    assert frame["x"].fillna("").tolist() == [cell.strip('"') for cell in cells] * 4
+    assert infer(frame.assign(y=[*"ab"] * 6)).columns[1 - first].kind == "category"
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 2**24])
+def test_leading_zeros_are_found_wherever_blocks_end(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(csv, "BLOCK", block)
+    for row in range(12):
+        lines = ["10;20"] * 12
+        assert not csv._may_have_leading_zeros(write_lines(tmp_path, ["x;z", *lines]), ";")
+        lines[row] = "10; 020"
+        assert csv._may_have_leading_zeros(write_lines(tmp_path, ["x;z", *lines]), ";")
+
+
+def write_lines(tmp_path, lines):
+    (tmp_path / "my.csv").write_text("\n".join(lines))
+    return tmp_path / "my.csv"
+
+
+def test_the_target_of_a_regression_is_a_number_however_it_is_written(tmp_path):
+    lines = [f"{i / 2},{i:03d}" for i in range(60)]
+    data = CSV(path=str(write_lines(tmp_path, ["x,y", *lines])), target="y", table_task="regression")
+    data.setup()
+    assert data.table_task == "regression"
+    assert data.codec.columns.columns[1].kind == "integer"
+    with pytest.raises(TableError, match=r"x has 60 categories in 60 rows.*take it for numbers with data.columns.x="):
+        CSV(path=str(write_lines(tmp_path, ["x,y", *(f"{i:03d},{i % 2}" for i in range(60))])), target="y").setup()
+
+
+@pytest.mark.parametrize(
+    ("cells", "kept"),
+    [
+        (["TRUE", "FALSE", "TRUE"], True),
+        (["true", "", "false"], True),
+        (["TRUE", "TRUE", ""], True),
+        (["True", "False", ""], False),
+        (["TRUE", "True", "False"], False),
+    ],
+)
+def test_truth_values_come_back_as_written(cells, kept, tmp_path):
+    frame = read_table(write_lines(tmp_path, ["x,y", *(f"{cell},{i}" for i, cell in enumerate(cells * 4))]), ",")
+    back = round_trip(frame.assign(y=[*"ab"] * 6))["x"]
+    if kept:
+        assert back.fillna("").tolist() == cells * 4
+    else:
+        assert [None if pd.isna(each) else bool(each) for each in back] == [
+            {"true": True, "false": False}.get(cell.lower()) for cell in cells * 4
+        ]
+
+
 @pytest.mark.parametrize("header", ["a,b,a", "a,a,b", '"a",b,a', "a,a.1,a"])
 def test_a_name_that_is_there_twice_is_noticed(header, tmp_path):
     with pytest.raises(TableError, match="column 'a' is there twice; rename one"):
@@ -313,6 +409,18 @@ def test_a_parquet_table_comes_back_as_it_was(tmp_path):
         infer(read_table(tmp_path / "my.parquet", ","))
 
 
+def test_an_index_of_a_parquet_table_is_a_column_again(tmp_path):
+    frame = pd.DataFrame({"id": np.arange(12)[::-1] / 2, "day": ["2020-01-01"] * 12, "y": [*"ab"] * 6})
+    for names in (["id"], ["id", "day"]):
+        frame.set_index(names).to_parquet(tmp_path / "my.parquet")
+        pd.testing.assert_frame_equal(read_table(tmp_path / "my.parquet", ","), frame)
+    frame[frame["id"] > 0].to_parquet(tmp_path / "my.parquet")  # row numbers alone
+    pd.testing.assert_frame_equal(read_table(tmp_path / "my.parquet", ","), frame[:-1])
+    frame.assign(id=1).set_axis(frame["id"] * 2).to_parquet(tmp_path / "my.parquet")
+    with pytest.raises(TableError, match="column 'id' is there twice; rename one"):
+        read_table(tmp_path / "my.parquet", ",")
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
@@ -330,6 +438,43 @@ def test_rare_classes_are_named(classes, message, tmp_path):
     with pytest.raises(TableError, match=message) as caught:
         data.setup()
     assert "\n" not in str(caught.value)
+
+
+def own(tmp_path, y, **arguments):
+    pd.DataFrame({"x": np.arange(len(y)) / 2, "y": y}).to_csv(tmp_path / "my.csv", index=False)
+    return CSV(path=str(tmp_path / "my.csv"), target="y", **{"catboost": {}, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("y", "arguments", "message"),
+    [
+        (
+            ["no"] * 297 + ["yes"] * 3,
+            {},
+            r"the validation part has 0 row\(s\) of class 'yes' of the target 'y', which needs 1 there for the area "
+            r"under the ROC curve \(3 of 300 rows have it\): add rows of it, or set a larger data.validation_fraction",
+        ),
+        ([0] * 297 + [1] * 3, {"test_fraction": 0.1, "validation_fraction": 0.4}, "the test part has 0 .* class '1' .*"
+                                                                                   "larger data.test_fraction"),
+        ([0] * 295 + [1] * 5, {"evaluation": "validation"}, "validation part has 1 .* class '1' .* needs 2 there"),
+        ([0] * 140 + [1] * 140 + [2] * 2, {"validation_fraction": 0.7, "test_fraction": 0.1, "catboost": None},
+         r"the training part has 0 .* class '2' .* to be learnt \(2 of 282 .*leave its rows out, or merge"),
+        ([0.0] * 299 + [1.5], {}, "the target 'y' is 0 in each of the .* the .* part, so that .*data.split_seed"),
+        ([0.0] * 280 + [0.5] * 20, {"validation_fraction": 0.01, "evaluation": "validation"},
+         "is 0 in each of the .* of one half of the validation part, so that R2 is not defined"),
+    ],
+)  # fmt: skip
+def test_what_a_part_lacks_is_said_before_the_training(y, arguments, message, tmp_path):
+    task = {"table_task": "regression"} if isinstance(y[0], float) else {}
+    with pytest.raises(TableError, match=message) as caught:
+        own(tmp_path, y, **task, **arguments).setup()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_remedies_of_a_rare_class_work(tmp_path):
+    for options in ({"test_fraction": 0.34, "validation_fraction": 0.33}, {"catboost": None}):
+        own(tmp_path, [0] * 297 + [1] * 3, **options).setup()
+    own(tmp_path, [0] * 100 + [1] * 100 + [2] * 3).setup()  # scores of three classes are defined without one
 
 
 def test_a_target_beyond_its_type_is_held_within():

@@ -198,6 +198,9 @@ def test_what_smote_cannot_do_is_said():
         attached(SMOTE(), source(None, letters, [0, 1] * 5, "binclass"))
     with pytest.raises(ValueError, match=r"class 1 of the target has one row only"):
         attached(SMOTE(), source(np.random.default_rng(0).random((10, 1)), None, [0] * 9 + [1], "binclass"))
+    y = ["common"] * 9 + ["rare"]
+    with pytest.raises(ValueError, match=r"class rare of the target has one row only"):
+        attached(SMOTE(), source(np.random.default_rng(0).random((10, 1)), None, y, "binclass"))
     with pytest.raises(ValueError, match=r"margin=2"):
         SMOTE(margin=2)
 
