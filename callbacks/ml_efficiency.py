@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import joblib
@@ -51,6 +52,7 @@ def ml_efficiency(
     evaluation_seeds: Sequence[int] = range(10),
     jobs: int | None = None,
     threads: int = 1,
+    folder: Path | None = None,
 ) -> MLEfficiency:
     """Train an evaluator on each synthetic table with each seed and score it on real rows.
 
@@ -68,6 +70,8 @@ def ml_efficiency(
         jobs: trainings at a time, each in a process of its own if there are several; None: as many as the cores that
             this process may use have room for. The scores do not depend on it.
         threads: with which the evaluator trains.
+        folder: keeps the scores of each training as soon as it ends, so that a call with the same tables which comes
+            after one that was cut off trains the others only; None: nothing is kept.
 
     Raises:
         ValueError: in one line, which table, column or row cannot be used and what to do about it.
@@ -93,7 +97,8 @@ def ml_efficiency(
     # Processes that are started afresh: a fork of one that has used CUDA or threads is not safe.
     jobs = jobs or max(1, joblib.cpu_count() // threads)
     parallel = joblib.Parallel(n_jobs=min(jobs, len(trainings)), backend="loky")
-    rows = parallel(joblib.delayed(_train_and_score)(evaluator, *training, task, params) for training in trainings)
+    score = joblib.Memory(folder, verbose=0).cache(_train_and_score)
+    rows = parallel(joblib.delayed(score)(evaluator, *training, task, params) for training in trainings)
     shape = (len(encoded), len(evaluation_seeds))
     return MLEfficiency({name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]})
 

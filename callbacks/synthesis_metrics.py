@@ -2,7 +2,9 @@
 
 import datetime
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
@@ -20,6 +22,7 @@ from callbacks.rank_zero import on_rank_zero
 
 log = logging.getLogger("genpred")
 EVALUATORS = {"catboost": (catboost_predictions, NUM_THREADS), "mlp": (mlp_predictions, 1)}  # and their threads
+KEPT = ".evaluation"  # folder of a run for the scores of single trainings
 LONGEST_EVALUATION = datetime.timedelta(days=2)  # other ranks wait so long for the one that evaluates
 
 
@@ -73,6 +76,7 @@ class SynthesisMetrics(L.Callback):
         }
         self.evaluation_seeds = evaluation_seeds
         self.frames: dict[int, pd.DataFrame] = {}
+        self._kept: Path | None = None
 
     def on_test_epoch_start(self, *_: Any) -> None:
         """Forget the tables of another test."""
@@ -94,10 +98,16 @@ class SynthesisMetrics(L.Callback):
             dist.gather_object(self.frames, gathered, dst=0, group=group)
             for frames in gathered or []:
                 self.frames |= frames
+        self._kept = Path(trainer.default_root_dir) / KEPT
         scores = on_rank_zero(lambda: self._scores(data.parts, data.codec, trainer.fast_dev_run), group)
         pl_module.log_dict(scores, reduce_fx="max", sync_dist=True)  # all ranks have the same numbers
         if group is not None:
             dist.destroy_process_group(group)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the scores of single trainings, which are only of use to a run that is cut off among them."""
+        if trainer.is_global_zero and self._kept is not None:
+            shutil.rmtree(self._kept, ignore_errors=True)
 
     def _scores(self, parts: Mapping[str, Table], codec: Codec, fast: bool) -> dict[str, float]:
         tables = [codec.table(self.frames[seed]) for seed in sorted(self.frames)]
@@ -123,10 +133,9 @@ class SynthesisMetrics(L.Callback):
         for name, params in self.evaluators.items():
             evaluator, threads = EVALUATORS[name]
             log.info("training %s %d times on synthetic rows", name, len(pairs) * len(tables) * seeds)
+            how = {"threads": threads, "folder": self._kept}
             results = [
-                ml_efficiency(
-                    tables, stopping, rows, self.task, evaluator, params, range(seeds), threads=threads
-                ).scores
+                ml_efficiency(tables, stopping, rows, self.task, evaluator, params, range(seeds), **how).scores
                 for stopping, rows in pairs
             ]
             keys = [key for key in results[0] if key.startswith("test/")]

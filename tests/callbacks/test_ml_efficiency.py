@@ -254,7 +254,7 @@ def test_trainings_at_a_time_leave_each_its_threads(monkeypatch, cores, threads,
 def test_the_metric_knows_how_many_threads_catboost_has(monkeypatch):
     seen = {}
 
-    def evaluated(*arguments, threads):
+    def evaluated(*arguments, threads, folder):
         seen[arguments[4]] = threads
         return MLEfficiency({"test/r2": np.zeros((1, 1))})
 
@@ -308,6 +308,46 @@ def test_a_class_that_a_synthetic_table_lacks_is_never_predicted(evaluator):
     alone = ml_efficiency([(X, C, 0 * y)], data["val"], data["test"], "binclass", EVALUATORS[evaluator], {}, [0], 1)
     assert alone.mean["test/acc"] == pytest.approx(np.mean(data["test"][2] == 0))
     assert alone.mean["test/roc_auc"] == 0.5
+
+
+def noted(data, seed, folder):
+    """An evaluator that takes notes; told to, it breaks off at the third seed of the second table."""
+    with (folder / "notes").open("a") as notes:
+        notes.write(f"{seed}\n")
+    if (folder / "break off").exists() and seed == 2 and len(data.targets["train"]) == 60:
+        raise RuntimeError("broken off")
+    generator = np.random.default_rng(seed)
+    return {part: generator.uniform(size=len(data.targets[part])) for part in ("val", "test")}
+
+
+def test_trainings_before_a_run_was_cut_off_are_not_repeated(tmp_path):
+    data = tables(num_rows=100)
+    synthetic = [data["train"], random_table("binclass", 60, 7)]
+
+    def scores(folder, seeds=range(4), val=data["val"]):
+        (tmp_path / "notes").write_text("")
+        arguments = (synthetic, val, data["test"], "binclass", noted, {"folder": tmp_path}, seeds)
+        return ml_efficiency(*arguments, jobs=1, folder=folder).scores
+
+    def trainings():
+        return [int(line) for line in (tmp_path / "notes").read_text().split()]
+
+    whole = scores(folder=None)
+    assert trainings() == [0, 1, 2, 3, 0, 1, 2, 3]
+    (tmp_path / "break off").touch()
+    with pytest.raises(RuntimeError, match="broken off"):
+        scores(tmp_path / "kept")
+    assert trainings() == [0, 1, 2, 3, 0, 1, 2]
+    (tmp_path / "break off").unlink()
+    continued = scores(tmp_path / "kept")
+    assert trainings() == [2, 3]
+    assert continued.keys() == whole.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(continued[name], values)
+    scores(tmp_path / "kept", range(5))  # another seed
+    assert trainings() == [4, 4]
+    scores(tmp_path / "kept", range(4), random_table("binclass", 100, 8))  # other rows
+    assert len(trainings()) == 8
 
 
 def test_bad_arguments_are_named():

@@ -69,7 +69,7 @@ def test_scores_of_halves_are_averaged_before_their_deviation_is_taken(seen, mon
     """The halves differ by 0.1 throughout, and three evaluation seeds by 0, 0.2 and 0.4."""
     values = iter([[[0.5, 0.7, 0.9]], [[0.6, 0.8, 1.0]]])
 
-    def two_results(*_, threads):
+    def two_results(*_, **__):
         return SimpleNamespace(scores={"val/f1": np.zeros((1, 3)), "test/f1": np.array(next(values))})
 
     monkeypatch.setattr(synthesis_metrics, "ml_efficiency", two_results)
