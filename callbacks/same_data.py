@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+from torch import nn
 
 
 class SameData(L.Callback):
@@ -19,10 +20,7 @@ class SameData(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the sums when training or testing begins."""
         if not self.sums:
-            weights = [getattr(part, "weights_sha256", {}) for part in pl_module.modules()]
-            self.sums = dict(trainer.datamodule.data_sha256)
-            for each in weights:
-                self.sums |= each
+            self.sums = dict(trainer.datamodule.data_sha256) | weights_sums(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the sum of a noise, which is now what the method was trained with."""
@@ -47,3 +45,11 @@ class SameData(L.Callback):
                 f"{', '.join(changed)} changed since this run began: put the old data back, or start over with "
                 "force=true"
             )
+
+
+def weights_sums(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of the weights that the parts of a method were made from, by the name of each file."""
+    sums: dict[str, str] = {}
+    for part in module.modules():
+        sums |= getattr(part, "weights_sha256", {})
+    return sums

@@ -32,14 +32,15 @@ def grid_figure(images: Tensor, columns: int) -> Figure:
 class SampleGrid(L.Callback):
     """Writes ``samples.png`` after every so many steps and after the test, and hands it to a logger of images.
 
-    Asks the module for ``sample(num_images, generator, sampling_steps)``, which returns uint8 images.
+    Asks the module for ``sample(num_images, generator, sampling_steps)``, which returns uint8 images, and for
+    ``hparams.num_diffusion_steps``.
 
     Args:
         folder: where the file goes.
         every_n_steps: optimizer steps between grids while training.
         num_images: of a grid.
         columns: images of a row.
-        sampling_steps: network calls for an image.
+        sampling_steps: network calls for an image; all steps of the process where it has fewer.
         seed: of the noise.
     """
 
@@ -73,6 +74,7 @@ class SampleGrid(L.Callback):
         if not trainer.is_global_zero:
             return
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
+        steps = min(self.sampling_steps, pl_module.hparams.num_diffusion_steps)
         with trainer.precision_plugin.forward_context():
-            images = pl_module.sample(self.num_images, generator, self.sampling_steps)
+            images = pl_module.sample(self.num_images, generator, steps)
         keep_figure(grid_figure(images, self.columns), self.path, trainer.logger)

@@ -23,7 +23,8 @@ _COLUMNS = ("image", "truth", "prediction", "uncertainty, nats")
 def coloured(labels: NDArray[np.integer], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Labels [height, width] in the colours [class, 3] of their classes; white where there is no such class."""
     white = np.full((1, 3), 255, np.uint8)
-    return np.concatenate([palette, white])[np.minimum(labels, len(palette))]
+    # The number after the last class need not fit into the labels' own type.
+    return np.concatenate([palette, white])[np.minimum(labels.astype(np.int64), len(palette))]
 
 
 def segmentation_figure(

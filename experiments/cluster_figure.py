@@ -67,6 +67,11 @@ def cluster_figure(
     if max(chosen) >= len(files) or min(chosen) < 0:
         raise ConfigError(f"--pictures {','.join(map(str, chosen))}: {source} has the pictures 0 to {len(files) - 1}")
     size = experiment.config["data"]["image_size"]
+    if not 1 <= num_clusters <= size**2:
+        raise ConfigError(
+            f"--clusters {num_clusters}: choose between 1 and {size**2}, the pixels of a picture at "
+            f"data.image_size={size}"
+        )
     squares, extents = [], []
     for file in (files[number] for number in chosen):
         try:
@@ -82,7 +87,7 @@ def cluster_figure(
     try:
         found = cluster_images(backbone, images, num_clusters, seed=seed)  # [image, step and block, size, size]
     except ValueError as error:
-        raise ConfigError(f"--clusters {num_clusters}: {error}") from error
+        raise ConfigError(f"--images {source} cannot be clustered at data.image_size={size}: {error}") from error
     labels = found.unflatten(1, (backbone.num_steps, -1))
     # What is alike has one colour: that of the step before, in the first step that of the block before.
     for panels in labels:

@@ -4,8 +4,12 @@ With ``--check FOLDER`` instead: whether a run could learn from the folder.
 """
 
 import argparse
+import contextlib
+import csv
+import io
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,9 +24,13 @@ DESCRIPTION = """Label the pictures of a folder with an ensemble that `experimen
 Each picture gets a PNG of its own size whose pixels are the numbers of classes, shown in the classes' colours. The
 table uncertainty.csv lists the pictures, the one whose labels the members agree on least first: annotate that one next.
 A folder has the form of data set `folder`: pictures, or images/ with them in it; masks that it has are not read.
+Files in the output's folder are replaced only if this command wrote them.
 
 With --check nothing is labelled: what hinders `experiments.run <method>_folder data.path=FOLDER`, and pictures that do
 not decode, are named, one problem a line, and the exit status is 2 if there are any."""
+
+_MARK = ("Software", "genpred")  # text in the PNG files that this command writes, by which it knows them again
+_TABLE, _COLUMNS = "uncertainty.csv", ("picture", "uncertainty")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +116,7 @@ def segment(
     Args:
         run: folder of a run of a segmentation experiment, or a checkpoint in it.
         source: folder of pictures, or one picture.
-        output: folder of the masks; each appears whole or not at all.
+        output: folder of the masks; each appears whole or not at all. A file of another origin is not replaced.
         device: of torch, or "auto".
         uncertainty: write that of each pixel as well, beside the mask ``x.png``. "png": grey levels
             ``x.uncertainty.png``, white where the members disagree as much as they can; "npy": float32
@@ -118,13 +126,15 @@ def segment(
         Uncertainty of each picture by its path below ``source``, in nats, the highest first.
 
     Raises:
-        ConfigError: an argument or the run cannot be used, or a picture does not decode.
+        ConfigError: an argument or the run cannot be used, a file would be replaced that this command did not write, or
+            a picture does not decode.
     """
     import math
 
     import numpy as np
     import torch
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from callbacks.files import whole_file
     from datamodules.segmentation.images import ImagesError, at_own_size, fitted, read_rgb, whole_image
@@ -132,16 +142,29 @@ def segment(
     from datamodules.segmentation.palette import palette
     from lightning_modules.segmentation.pixel_ensemble import image_uncertainty
 
+    if not source.exists():
+        raise ConfigError(
+            f"--input {source} does not exist (looked for at {source.absolute()}): name a folder of pictures, or a "
+            "picture"
+        )
     try:
-        found = [source] if source.is_file() else pictures(source)
+        # Where masks go into the folder of the pictures, this command's own files are none of them.
+        found = [source] if source.is_file() else [each for each in pictures(source) if not _is_own(each)]
     except ImagesError as error:
         raise ConfigError(f"--input {' '.join(str(error).split())}") from error
+    if not found:
+        raise ConfigError(f"--input {source}: this command wrote all that is there; name a folder of pictures")
+    top = source.parent if source.is_file() else source
+    names = [Path(os.path.relpath(picture, top)) for picture in found]
+    _check_targets(names, output, uncertainty)
     module = load(run)
     device = move(module, device)
     size, most = module.hparams.image_size, math.log(module.hparams.num_members)  # nats of total disagreement
     colours = palette(module.hparams.num_classes).tobytes()
+    marked = PngInfo()
+    marked.add_text(*_MARK)
     scores = {}
-    for picture in found:
+    for picture, name in zip(found, names, strict=True):
         try:
             image = read_rgb(picture)
         except ImagesError as error:
@@ -151,28 +174,86 @@ def segment(
         labels, nats = (at_own_size(each[0].cpu().numpy(), *image.size) for each in answer)
         mask = Image.fromarray(labels.astype(np.uint8), mode="P")
         mask.putpalette(colours)
-        name = Path(os.path.relpath(picture, source.parent if source.is_file() else source))
         width, height = fitted(*image.size, size)  # what lies beyond is no picture
         scores[name.as_posix()] = image_uncertainty(answer.uncertainty[:, :height, :width]).item()
-        target = (output / name).with_suffix(".png")
-        try:
+        target, *beside = _targets(output / name, uncertainty)
+        with _told_of(output):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
-                mask.save(file, format="PNG")
+                mask.save(file, format="PNG", pnginfo=marked)
             if uncertainty == "png":
                 grey = (255 * nats / max(most, 1e-6)).round().clip(0, 255).astype(np.uint8)
-                with whole_file(target.with_suffix(".uncertainty.png")) as file:
-                    Image.fromarray(grey).save(file, format="PNG")
+                with whole_file(beside[0]) as file:
+                    Image.fromarray(grey).save(file, format="PNG", pnginfo=marked)
             elif uncertainty == "npy":
-                with whole_file(target.with_suffix(".uncertainty.npy")) as file:
+                with whole_file(beside[0]) as file:
                     np.save(file, nats)
-        except OSError as error:
-            raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
     scores = dict(sorted(scores.items(), key=lambda item: -item[1]))
-    lines = ["picture,uncertainty", *(f'"{name}",{score:.6f}' for name, score in scores.items()), ""]
-    with whole_file(output / "uncertainty.csv") as file:
-        file.write("\n".join(lines).encode())
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    lines.writerows((name, f"{score:.6f}") for name, score in scores.items())
+    with _told_of(output), whole_file(output / _TABLE) as file:
+        file.write(table.getvalue().encode(errors="surrogateescape"))  # names of files need not be text
     return scores
+
+
+@contextlib.contextmanager
+def _told_of(output: Path) -> Iterator[None]:
+    """Say in a line that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror or error}") from error
+
+
+def _targets(picture: Path, uncertainty: str | None) -> list[Path]:
+    """The files that a picture gets, under its own name but for the suffix: the mask first."""
+    mask = picture.with_suffix(".png")
+    return [mask, *([mask.with_suffix(f".uncertainty.{uncertainty}")] if uncertainty else [])]
+
+
+def _check_targets(names: Sequence[Path], output: Path, uncertainty: str | None) -> None:
+    """Look, before any work, at what is there under the names of all files that are to be written.
+
+    Args:
+        names: of the pictures, below the input's folder.
+        output: see `segment`.
+        uncertainty: likewise.
+
+    Raises:
+        ConfigError: two pictures have one target, or a file is there that this command did not write.
+    """
+    meant: dict[Path, Path] = {}
+    for name in names:
+        for target in _targets(output / name, uncertainty):
+            if target in meant:
+                raise ConfigError(f"--input: {meant[target]} and {name} would both be written to {target}; rename one")
+            meant[target] = name
+    for target in [*meant, output / _TABLE]:
+        if os.path.lexists(target) and not _is_own(target):
+            raise ConfigError(
+                f"--output {output}: {target} is there already, and this command did not write it: give another folder "
+                "with --output"
+            )
+
+
+def _is_own(path: Path) -> bool:
+    """Whether this command wrote a file, as far as it can be told from what is in it."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        if path.suffix == ".csv":
+            with path.open() as file:
+                return file.readline() == ",".join(_COLUMNS) + "\n"
+        if path.suffix == ".npy":  # it has no room for a mark; masks hold integers
+            uncertainty = np.lib.format.open_memmap(path, mode="r")
+            return uncertainty.ndim == 2 and uncertainty.dtype == np.float32
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of another kind, or damaged
+        return False
 
 
 def load(run: Path) -> "PixelEnsemble":
@@ -182,11 +263,23 @@ def load(run: Path) -> "PixelEnsemble":
         run: the run's folder, or one of its checkpoints.
 
     Raises:
-        ConfigError: there is no such run, it is not one of segmentation, or it is not trained.
+        ConfigError: there is no such run, it is not one of segmentation, it is not trained, or the backbone's weights
+            are not those that it was trained with.
     """
+    from callbacks.same_data import SameData, weights_sums
+
     stored = StoredRun.of_task(run, "segmentation")
     with stored.usable():
         module, checkpoint = stored.module_and_checkpoint()
+        # A pre-training run that went on or was repeated has other weights under the same name.
+        before = checkpoint["callbacks"][SameData().state_key]["sums"]
+        changed = [name for name, each in weights_sums(module).items() if before.get(name) != each]
+        if changed:
+            place = stored.config["model"]["backbone"].get("checkpoint")
+            raise ValueError(
+                f"{', '.join(changed)} of model.backbone.checkpoint={place} changed since this ensemble was trained: "
+                "put the old weights back, or train the ensemble again with force=true"
+            )
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
     return module

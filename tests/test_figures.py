@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from callbacks import figures as drawing
 from callbacks import segmentation_figures
 from datamodules.imputation.windows import Windows
+from datamodules.segmentation.palette import palette
 from experiments import run
 from experiments.build import build_module
 from experiments.config import compose
@@ -195,6 +196,19 @@ def test_each_panel_has_the_clusters_of_its_picture_step_and_block(pictures, pre
                     assert agreeing[0] == max(agreeing)
 
 
+@pytest.mark.parametrize("num_classes", [2, 255, 256])
+def test_masks_are_drawn_with_as_many_classes_as_a_byte_can_tell_apart(num_classes):
+    masks = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    colours = palette(num_classes)
+    expected = [colours[number].tolist() if number < num_classes else [255] * 3 for number in range(256)]
+    for labels in (masks, masks.astype(np.int64)):
+        assert segmentation_figures.coloured(labels, colours).reshape(-1, 3).tolist() == expected
+    images, names = np.zeros((1, 3, 16, 16), np.uint8), [f"class {number}" for number in range(num_classes)]
+    nats = np.zeros((1, 16, 16), np.float32)
+    figure = segmentation_figures.segmentation_figure(images, [masks], [masks.astype(np.int64)], nats, colours, names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
 def assert_fixed(features, labels):
     """Each pixel lies in the cluster whose mean is nearest, of features that torch has up-sampled."""
     points = F.interpolate(features.double(), labels.shape, mode="bilinear").flatten(2)[0].T
@@ -216,7 +230,12 @@ def assert_fixed(features, labels):
         (["--images", "{root}"], "--images {root}: there is no image"),
         (["--images", "{root}/broken.txt"], "--images {root}/broken.txt: it does not decode"),
         (["--pictures", "0,3"], "--pictures 0,3: {pictures} has the pictures 0 to 2"),
-        (["--clusters", "0"], "--clusters 0: num_clusters=0 must lie between 1 and the 1024 pixels"),
+        (["--clusters", "0"], "--clusters 0: choose between 1 and 1024, the pixels of a picture at data.image_size=32"),
+        (["--clusters", "1025"], "--clusters 1025: choose between 1 and 1024, the pixels of a picture"),
+        (
+            ["data.image_size=60"],
+            "--images {pictures} cannot be clustered at data.image_size=60: images of [60, 60] pixels: both sides must",
+        ),
         (["--checkpoint", "nowhere"], "ddpm: model: checkpoint nowhere does not exist"),
         (["--checkpoint", "{run}"], "--checkpoint {run}: its run is not one of pretraining, but on CSV"),
         (["--device", "abacus"], "--device abacus cannot be used"),
@@ -227,7 +246,8 @@ def test_what_cannot_be_clustered_is_said_in_one_line(runs, pictures, arguments,
     (tmp_path / "broken.txt").write_text("no picture")
     names = {"root": tmp_path, "pictures": pictures, "run": runs[0]}
     given = ["--images", str(pictures), "--blocks", "1", "--steps", "9", *(each.format(**names) for each in arguments)]
-    given += [] if "--checkpoint" in given else ["preset=untrained", "data.image_size=32"]
+    given += [] if "--checkpoint" in given else ["preset=untrained"]
+    given += [] if "--checkpoint" in given or "data.image_size=60" in given else ["data.image_size=32"]
     given += [] if "--output" in given else ["--output", str(tmp_path / "none.png")]
     assert main(["clusters", *given]) == 2
     told = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Whole runs of segmentation through the command line: from pre-training on unlabelled images to masks."""
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.source_table_segmentation import PUBLISHED_WEIGHTS
 from experiments import segment
 from experiments.run import main
 from lightning_modules.segmentation.base import Segmentation
@@ -72,6 +74,17 @@ def pretrained(tmp_path_factory, folder):
     )  # fmt: skip
 
 
+def test_a_process_of_few_steps_is_trained_and_sampled(folder, tmp_path):
+    """Of 40 steps, fewer than a grid of samples takes network calls by default."""
+    place, results = run(
+        tmp_path, "unet_images", f"data.paths=[{folder}]", "data.image_size=16", "data.batch_size=4", "max_steps=1",
+        "logger=none", "trainer.precision=32-true", "model.channel_multipliers=[1]", "channels_per_head=32",
+        "model.attention_resolutions=[]", "model.num_diffusion_steps=40",
+    )  # fmt: skip
+    assert np.isfinite(results["metrics"]["test/mse"])
+    assert (place / "figures" / "samples.png").exists()
+
+
 def test_pretraining_leaves_losses_and_samples(pretrained):
     place, results = pretrained
     assert results["steps"] == 6
@@ -113,6 +126,7 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
             assert np.array(written).shape == truth.shape
     lines = (tmp_path / "masks" / "uncertainty.csv").read_text().splitlines()
     scores = [float(line.rpartition(",")[2]) for line in lines[1:]]
+    assert segment.main(arguments) == 0  # into its own folder again
     assert len(scores) == 2
     assert 0 <= scores[1] <= scores[0] <= np.log(3)
     (tmp_path / "new" / "broken.jpg").write_bytes(b"no picture")
@@ -120,6 +134,33 @@ def test_a_run_on_ones_own_folder_from_pretraining_to_masks(pretrained, folder, 
     assert "broken.jpg" in capsys.readouterr().err
     assert segment.main(["--checkpoint", str(pretrained[0]), *arguments[2:]]) == 2
     assert "not one of segmentation" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_those_of_the_training_are_refused(pretrained, folder, tmp_path, capsys):
+    """A pre-training that goes on leaves other weights under the same name."""
+    again = tmp_path / "pretraining"
+    shutil.copytree(pretrained[0], again)
+    place, _ = run(
+        tmp_path, "ddpm_folder", f"data.path={folder}", f"model.backbone.checkpoint={again}", "blocks=[2]",
+        "steps=[20]", "torso=float32", "max_steps=1", *TINY,
+    )  # fmt: skip
+    picture, masks = folder / "images" / "0.png", tmp_path / "masks"
+    command = ["--checkpoint", str(place), "--input", str(picture), "--output", str(masks)]
+    assert segment.main(command) == 0
+    last = again / "checkpoints" / "last.ckpt"
+    before, checkpoint = last.read_bytes(), torch.load(last, weights_only=True)
+    (masks / "0.png").unlink()
+    checkpoint["state_dict"]["average.out.2.bias"] += 1
+    torch.save(checkpoint, last)
+    capsys.readouterr()
+    assert segment.main(command) == 2
+    told = capsys.readouterr().err
+    assert f"last.ckpt of model.backbone.checkpoint={again} changed since this ensemble was trained: put the" in told
+    assert "force=true" in told
+    assert told.count("\n") == 1
+    assert not (masks / "0.png").exists()
+    last.write_bytes(before)
+    assert segment.main(command) == 0
 
 
 class Disagreeing(torch.nn.Module):
@@ -143,7 +184,7 @@ def test_what_pads_a_picture_is_not_uncertain(tmp_path, monkeypatch, kind):
     assert segment.main([*given, *(["--uncertainty", kind] if kind else [])]) == 0
     rows = np.linspace(0, 1, 32)[:16]
     top = np.sort(np.repeat(rows, 32))[-51:].mean()  # a tenth of 16 x 32 pixels
-    assert (tmp_path / "out" / "uncertainty.csv").read_text().splitlines()[1] == f'"wide.jpg",{top:.6f}'
+    assert (tmp_path / "out" / "uncertainty.csv").read_text().splitlines()[1] == f"wide.jpg,{top:.6f}"
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"uncertainty.csv", "wide.png", *([f"wide.uncertainty.{kind}"] if kind else [])}
     expected = np.tile(np.repeat(rows, 2)[:, None], 64)  # at the picture's own size
@@ -152,6 +193,128 @@ def test_what_pads_a_picture_is_not_uncertain(tmp_path, monkeypatch, kind):
     elif kind == "png":
         with Image.open(tmp_path / "out" / "wide.uncertainty.png") as grey:
             np.testing.assert_allclose(np.array(grey) / 255 * math.log(4), expected, atol=math.log(4) / 500)
+
+
+def picture(path):
+    """A picture, or something else that a person has made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, np.zeros((8, 8), np.uint8))
+    elif path.suffix == ".csv":
+        path.write_text("picture,uncertainty,remark\n")
+    else:
+        Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(path)
+
+
+def labelled(monkeypatch, source, output, *more):
+    """The exit status of labelling with an ensemble that is not loaded."""
+    monkeypatch.setattr(segment, "load", lambda run: Disagreeing())
+    return segment.main(["--checkpoint", "run", "--input", str(source), "--output", str(output), *more])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "drawn", "source", "output", "more"),
+    [
+        (["my/a.gif"], "my/x.png", "my", "my", []),  # the picture itself
+        ([], "my/x.png", "my/x.png", "my", []),
+        (["my/images/a.gif"], "my/images/x.png", "my", "my", []),
+        (["my/a.gif", "my/x.jpg"], "my/x.png", "my", "my", []),  # the annotation beside it
+        (["my/images/a.gif", "my/images/x.png"], "my/masks/x.png", "my/images", "my/masks", []),
+        (["my/images/a.gif", "my/images/deep/x.jpg"], "out/images/deep/x.png", "my", "out", []),
+        (["my/a.gif", "my/x.jpg"], "out/x.uncertainty.png", "my", "out", ["--uncertainty", "png"]),
+        (["my/a.gif", "my/x.jpg"], "out/x.uncertainty.npy", "my", "out", ["--uncertainty", "npy"]),
+        (["my/a.gif", "my/x.jpg"], "out/uncertainty.csv", "my", "out", []),
+    ],
+)
+def test_what_a_person_has_drawn_is_never_replaced(
+    pictures, drawn, source, output, more, tmp_path, monkeypatch, capsys
+):
+    """Nor is anything written beside it."""
+    for name in (*pictures, drawn):
+        picture(tmp_path / name)
+    content, before = (tmp_path / drawn).read_bytes(), sorted(tmp_path.rglob("*"))
+    assert labelled(monkeypatch, tmp_path / source, tmp_path / output, *more) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        f"error: --output {tmp_path / output}: {tmp_path / drawn} is there already, and this command did not write it: "
+        "give another folder with --output\n"
+    )
+    assert (tmp_path / drawn).read_bytes() == content
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_what_the_command_has_written_is_replaced(kind, tmp_path, monkeypatch):
+    picture(tmp_path / "x.jpg")
+    output = tmp_path / "out"
+    for _ in range(2):
+        assert labelled(monkeypatch, tmp_path, output, "--uncertainty", kind) == 0
+    assert {path.name for path in output.iterdir()} == {"x.png", f"x.uncertainty.{kind}", "uncertainty.csv"}
+    for path in output.glob("*.png"):
+        with Image.open(path) as written:
+            assert written.text == {"Software": "genpred"}
+    with Image.open(output / "x.png") as mask:
+        Image.fromarray(np.array(mask)).save(output / "x.png")  # edited and saved by another program
+    assert labelled(monkeypatch, tmp_path, output) == 2
+
+
+def test_what_the_command_has_written_is_no_picture(tmp_path, monkeypatch, capsys):
+    """Where it lies among the pictures, it is replaced, not labelled."""
+    picture(tmp_path / "x.jpg")
+    for _ in range(2):
+        assert labelled(monkeypatch, tmp_path, tmp_path, "--uncertainty", "png") == 0
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"x.jpg", "x.png", "x.uncertainty.png", "uncertainty.csv"}
+        assert len((tmp_path / "uncertainty.csv").read_text().splitlines()) == 2
+    (tmp_path / "x.jpg").unlink()
+    assert labelled(monkeypatch, tmp_path, tmp_path) == 2
+    assert "this command wrote all that is there; name a folder of pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [b"", b"no image", b"\x89PNG\r\n\x1a\n", None])
+def test_what_is_no_png_is_not_the_commands_own(left, tmp_path, monkeypatch, capsys):
+    picture(tmp_path / "in" / "x.jpg")
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "x.png"
+    target.mkdir() if left is None else target.write_bytes(left)
+    assert labelled(monkeypatch, tmp_path / "in", tmp_path / "out") == 2
+    assert f"{target} is there already" in capsys.readouterr().err
+    assert target.is_dir() if left is None else target.read_bytes() == left
+
+
+def test_two_pictures_never_share_a_mask(tmp_path, monkeypatch, capsys):
+    for names in (("x.jpg", "x.png"), ("x.jpg", "x.gif")):
+        home = tmp_path / names[1] / "images"
+        for name in names:
+            picture(home / name)
+        assert labelled(monkeypatch, home.parent, tmp_path / "out") == 2
+        assert "has the same name but for its suffix; rename one" in capsys.readouterr().err
+    picture(tmp_path / "in" / "x.jpg")
+    picture(tmp_path / "in" / "x.uncertainty.jpg")
+    assert labelled(monkeypatch, tmp_path / "in", tmp_path / "out", "--uncertainty", "png") == 2
+    told = capsys.readouterr().err
+    assert "x.jpg and x.uncertainty.jpg would both be written to" in told
+    assert not (tmp_path / "out").exists()
+    assert labelled(monkeypatch, tmp_path / "in", tmp_path / "out") == 0
+
+
+def test_the_table_holds_names_of_any_kind(tmp_path, monkeypatch):
+    names = ['a "quoted", name.jpg', "plain.jpg", "two\nlines.jpg"]
+    for name in names:
+        picture(tmp_path / "in" / name)
+    assert labelled(monkeypatch, tmp_path / "in", tmp_path / "out") == 0
+    with (tmp_path / "out" / "uncertainty.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert sorted(line["picture"] for line in table) == names
+    assert all(float(line["uncertainty"]) > 0 for line in table)
+
+
+def test_pictures_that_are_not_there_are_a_line(tmp_path, monkeypatch, capsys):
+    assert labelled(monkeypatch, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"error: --input {tmp_path / 'nowhere'} does not exist (looked for at ")
+    (tmp_path / "empty").mkdir()
+    assert labelled(monkeypatch, tmp_path / "empty", tmp_path / "out") == 2
+    assert "there is no image; their names must end in" in capsys.readouterr().err
 
 
 def test_a_folder_is_checked_before_any_run(folder, tmp_path, capsys):
@@ -228,7 +391,11 @@ def test_faulty_files_are_named_and_nothing_is_left(folder, tmp_path, capsys):
 def test_weights_that_are_not_there_are_a_line(folder, tmp_path, capsys):
     arguments = ["ddpm_folder", f"data.path={folder}", f"run_root={tmp_path}", "logger=none"]
     assert main(arguments) == 2
-    assert "checkpoint=None: give the path of a UNet's weights" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "checkpoint=None: give the path of a UNet's weights" in told
+    assert "'published:ddpm/lsun_bedroom'" in told
+    assert all(name in told for name in PUBLISHED_WEIGHTS if name.startswith("ddpm/"))
+    assert "or the folder of a pre-training run" in told
     assert main([*arguments, "model.backbone.checkpoint=nowhere"]) == 2
     told = capsys.readouterr().err
     assert "nowhere does not exist" in told

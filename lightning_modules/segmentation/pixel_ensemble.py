@@ -162,7 +162,10 @@ class PixelEnsemble(L.LightningModule):
         features = []
         for table, (height, width) in zip(self.tables, self.sides, strict=True):
             index, weight = corners(position, (height, width), (size, size))
-            features.append(blend(table, index + (image * (height * width))[..., None], weight))
+            rows = index + (image * (height * width))[..., None]
+            # A table on the disk is the CPU's, wherever the classifiers are.
+            blended = blend(table, rows.to(table.device), weight.to(table.device))
+            features.append(blended.to(position.device))
         return torch.cat(features, dim=-1)
 
     # Training

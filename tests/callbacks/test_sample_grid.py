@@ -22,7 +22,8 @@ class Drawing:
 
     device = torch.device("cpu")
 
-    def __init__(self):
+    def __init__(self, num_diffusion_steps=1000):
+        self.hparams = SimpleNamespace(num_diffusion_steps=num_diffusion_steps)
         self.calls = []
 
     def sample(self, num_images, generator, sampling_steps):
@@ -83,6 +84,13 @@ def test_after_the_test_one_is_drawn_and_handed_to_a_logger_of_images(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
     assert handed == [("figures/samples", [str(tmp_path / "samples.png")])]
     assert pixels(tmp_path / "samples.png").shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize(("there", "taken"), [(1000, 50), (50, 50), (40, 40)])
+def test_an_image_takes_no_more_steps_than_the_process_has(there, taken, tmp_path):
+    module = Drawing(there)
+    SampleGrid(tmp_path, num_images=1).on_test_end(made(), module)
+    assert module.calls == [(1, 0, taken)]
 
 
 def test_only_the_first_process_draws(tmp_path):

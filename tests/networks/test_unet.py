@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks import pretraining_step
@@ -216,6 +217,103 @@ def test_each_image_of_a_batch_has_its_own_step(tiny):
 def test_a_new_network_predicts_zero_and_starts_as_nothing_but_its_skips():
     network = UNet(**TINY)
     assert torch.equal(network(images(1), torch.tensor([5])), torch.zeros(1, 6, 32, 32))
+    resampled = {None: lambda x: x, "down": lambda x: F.avg_pool2d(x, 2), "up": lambda x: F.interpolate(x, (16, 16))}
+    seen = set()
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            given = torch.randn(1, module.in_layers[0].num_channels, 8, 8)
+            expected = module.skip_connection(resampled[module.resample](given))
+            assert torch.equal(module(given, torch.randn(1, 4 * TINY["base_width"])), expected)
+            seen.add(module.resample)
+        elif isinstance(module, AttentionBlock):
+            given = torch.randn(1, module.norm.num_channels, 8, 8)
+            assert torch.equal(module(given), given)
+            assert not module.proj_out.weight.any()
+            seen.add("attention")
+    assert seen == {None, "down", "up", "attention"}
+
+
+def written_out(state, images, step):
+    """The published network of the sizes TINY, from its state dict alone: its prediction, and each decoder block's map.
+
+    Blocks 2 and 4 of the encoder halve the sides, the last layers of blocks 1 and 3 of the decoder double them.
+    """
+
+    def norm(name, x):
+        return F.group_norm(x, 32, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def conv(name, x, padding):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=padding)
+
+    def linear(name, x):
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def residual(name, x, embedding, resample):
+        hidden = resample(F.silu(norm(f"{name}.in_layers.0", x)))
+        hidden = conv(f"{name}.in_layers.2", hidden, 1)
+        scale, shift = linear(f"{name}.emb_layers.1", F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        hidden = conv(f"{name}.out_layers.3", F.silu(norm(f"{name}.out_layers.0", hidden) * (1 + scale) + shift), 1)
+        x = resample(x)
+        return hidden + (conv(f"{name}.skip_connection", x, 0) if f"{name}.skip_connection.weight" in state else x)
+
+    def attention(name, x):
+        batch, channels, height, width = x.shape
+        pixels = norm(f"{name}.norm", x).flatten(2)
+        qkv = F.conv1d(pixels, state[f"{name}.qkv.weight"], state[f"{name}.qkv.bias"])
+        per_head = TINY["channels_per_head"]
+        query, key, value = qkv.reshape(-1, 3 * per_head, height * width).split(per_head, dim=1)  # heads in the batch
+        shares = (query.mT @ key / math.sqrt(per_head)).softmax(-1)  # [., query's pixel, key's pixel]
+        mixed = (value @ shares.mT).reshape(batch, channels, height * width)
+        return x + F.conv1d(mixed, state[f"{name}.proj_out.weight"], state[f"{name}.proj_out.bias"]).view_as(x)
+
+    def same(x):
+        return x
+
+    def halved(x):
+        return F.avg_pool2d(x, 2)
+
+    def doubled(x):
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+    def block(name, x, embedding, resample):
+        """Layers in the order of their numbers; the last residual one resamples."""
+        inside = [key.removeprefix(f"{name}.") for key in state if key.startswith(f"{name}.")]
+        layers = sorted({int(key.partition(".")[0]) for key in inside})
+        for layer in layers:
+            part = f"{name}.{layer}"
+            if f"{part}.qkv.weight" in state:
+                x = attention(part, x)
+            elif f"{part}.in_layers.0.weight" in state:
+                x = residual(part, x, embedding, resample if layer == layers[-1] else same)
+            else:
+                x = conv(part, x, 1)
+        return x
+
+    angles = step[:, None] / 10_000 ** (torch.arange(16) / 16)  # half of the base width
+    embedding = linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], dim=1).to(images.dtype))
+    embedding = linear("time_embed.2", F.silu(embedding))
+    x, skips, maps = images, [], []
+    for number in range(6):
+        x = block(f"input_blocks.{number}", x, embedding, halved if number in (2, 4) else same)
+        skips.append(x)
+    x = block("middle_block", x, embedding, same)
+    for number in range(6):
+        x = torch.cat([x, skips.pop()], dim=1)
+        x = block(f"output_blocks.{number}", x, embedding, doubled if number in (1, 3) else same)
+        maps.append(x)
+    return conv("out.2", F.silu(norm("out.0", x)), 1), maps
+
+
+def test_blocks_and_skips_are_wired_as_published():
+    network = randomised(UNet(**TINY).double())
+    given, step = images(2).double(), torch.tensor([3, 40])
+    with torch.no_grad():
+        expected, expected_maps = written_out(network.state_dict(), given, step)
+        result, maps = network(given, step), network.decoder_maps(given, step, range(6))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    for features, truth in zip(maps, expected_maps, strict=True):
+        torch.testing.assert_close(features, truth.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_other_sizes_and_memory_formats_pass(tiny):

@@ -82,7 +82,9 @@ class DDPMBackbone(FrozenBackbone):
         if checkpoint is None:
             raise ValueError(
                 "checkpoint=None: give the path of a UNet's weights, such as lsun_bedroom.pt, ffhq.pt, lsun_cat.pt or "
-                f"lsun_horse.pt from {_ADDRESS}, or the folder of a pre-training run, or '{loading.UNTRAINED}'"
+                f"lsun_horse.pt from {_ADDRESS}; in a configuration also 'published:ddpm/lsun_bedroom' and likewise "
+                "ddpm/ffhq, ddpm/lsun_cat and ddpm/lsun_horse, which are downloaded; or the folder of a pre-training "
+                f"run, such as runs/unet_images/<variant>/seed0; or '{loading.UNTRAINED}'"
             )
         sizes = {
             "image_size": trained_size, "out_channels": out_channels, "base_width": base_width,
