@@ -244,7 +244,8 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
     if not dry_run:
         callbacks += _outputs(data, experiment, folder)
         callbacks += [*checkpoint_callbacks(checkpoints, **config["checkpoint"]), Preemption(checkpoints)]
-    logger = None if dry_run else run_logger(experiment, folder, _git_commit())
+    commit = _git_commit()  # now: the checkout may be at another when the run ends
+    logger = None if dry_run else run_logger(experiment, folder, commit)
     arguments = mixed_precision(module, config["trainer"]) | config["trainer"]
     trainer = _trainer(arguments, folder, logger, callbacks, dry_run)
     log.info("started %s in %s", experiment.name, folder)
@@ -283,7 +284,7 @@ def _fit_and_test(experiment: Experiment, folder: Path, dry_run: bool, config: d
         "device": _device(trainer),
         "precision": trainer.precision,
         "world_size": trainer.world_size,
-        "git_commit": _git_commit(),
+        "git_commit": commit,
         "command": _command(experiment),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -229,6 +229,12 @@ def test_baselines_stand_beside_ours_and_are_those_of_their_own_runs(tmp_path, c
     assert rows["NLL"] == [f"{results['metrics']['test/nll']:.4f}", "–", "–"]
 
 
+def test_results_name_the_commit_that_the_run_began_with(tmp_path, monkeypatch):
+    commits = iter(["began", "meanwhile", "meanwhile"])
+    monkeypatch.setattr(build, "_git_commit", lambda: next(commits))
+    assert run(tmp_path, "mean_digits", *DIGITS, "baselines=[]")[1]["git_commit"] == "began"
+
+
 def test_a_baseline_that_needs_training_is_refused(tmp_path, capsys):
     run(tmp_path, "mean_digits", *DIGITS, "baselines=[vae]", status=2)
     told, error = capsys.readouterr().err.splitlines()
