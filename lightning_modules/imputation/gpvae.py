@@ -8,12 +8,10 @@ used by the preset `plus`, are the arguments from ``mask_channel`` on, several l
 of the posterior.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import softplus
@@ -29,7 +27,7 @@ from lightning_modules.imputation.constant import linear_fill
 from lightning_modules.networks.adam import TensorFlowAdam
 from lightning_modules.networks.conv import ImagePreprocessor
 from lightning_modules.networks.learning_rate import halved_learning_rate
-from lightning_modules.networks.mlp import glorot_, mlp, temporal_encoder
+from lightning_modules.networks.mlp import mlp, temporal_encoder
 
 
 class GPVAE(Imputer):
@@ -66,16 +64,6 @@ class GPVAE(Imputer):
             line in time between the feature's neighbouring observed values (not for pictures).
         student_noise: Student's t with four degrees of freedom in place of the normal in the Gaussian likelihood: wild
             values then do not widen the scale of all the others.
-        decoder_channels: of a convolutional decoder of pictures whose sides are multiples of four, in place of the
-            dense one; None: the dense one.
-        dropout: share of the decoder's hidden units that are dropped while training.
-        importance_samples: latent draws of a series behind its training objective; more than 1 gives the
-            importance-weighted bound.
-        signed: the off-diagonal entries of U, relative to the diagonal below them, are tanh of the encoder's output and
-            may take either sign.
-        free_bits: nats of the KL's mean part, for each latent and averaged over the batch, that cost nothing.
-        learned_length_scale: train the length scales.
-        weight_averaging: decay of an exponential moving average of the weights, with which the model is scored.
     """
 
     def __init__(
@@ -103,13 +91,6 @@ class GPVAE(Imputer):
         learned_scale: bool = False,
         encoder_fill: Literal["zero", "linear"] = "zero",
         student_noise: bool = False,
-        decoder_channels: int | None = None,
-        dropout: float = 0.0,
-        importance_samples: int = 1,
-        signed: bool = False,
-        free_bits: float = 0.0,
-        learned_length_scale: bool = False,
-        weight_averaging: float | None = None,
     ) -> None:
         super().__init__()
         scales = list(length_scale) if isinstance(length_scale, Sequence) else [length_scale]
@@ -131,18 +112,10 @@ class GPVAE(Imputer):
         in_features = num_features * (2 if mask_channel and not image_shape else 1)
         self.encoder = temporal_encoder(in_features, encoder_sizes, 3 * latent_dim, window)
         self.decoder = mlp(latent_dim, decoder_sizes, num_features)
-        if decoder_channels:
-            self.decoder = convolutional_decoder(latent_dim, decoder_channels, image_shape)
-        elif dropout:
-            layers = [[layer, nn.Dropout(dropout)] if isinstance(layer, nn.ReLU) else [layer] for layer in self.decoder]
-            self.decoder = nn.Sequential(*[each for some in layers for each in some])
         self.log_scale = nn.Parameter(torch.zeros(1 if image_shape else num_features)) if learned_scale else None
         self.length_scales = scales
         # Which length scale each latent has; neighbours have the same one.
         self.scale_index = torch.arange(latent_dim) * len(scales) // latent_dim
-        every = torch.tensor(scales, dtype=torch.float32)[self.scale_index]
-        self.log_length_scale = nn.Parameter(every.log()) if learned_length_scale else None
-        self.register_buffer("grid", torch.arange(num_steps, dtype=torch.float64), persistent=False)
         self.prior = self.prior_at(torch.arange(num_steps, dtype=torch.float64))
 
     def prior_at(self, times: Tensor, dtype: torch.dtype | None = None) -> GaussianProcessPrior:
@@ -169,9 +142,6 @@ class GPVAE(Imputer):
         # Channels 2j and 2j+1 hold the diagonal and the off-diagonal of latent j, as in the authors' code.
         diagonal, off_diagonal = precision.unflatten(1, (latent_dim, 2)).unbind(2)
         off_diagonal = off_diagonal[..., :-1]
-        if self.hparams.signed:
-            diagonal = 1 + softplus(diagonal)
-            return BandedGaussian(mean, diagonal, torch.tanh(off_diagonal) * diagonal[..., 1:])
         if self.hparams.precision_activation == "contractive":
             diagonal = 1 + softplus(diagonal)
             return BandedGaussian(mean, diagonal, torch.sigmoid(off_diagonal) * diagonal[..., 1:])
@@ -201,54 +171,12 @@ class GPVAE(Imputer):
             seen_mask = self.remask(seen_mask)
             values = values * seen_mask
         posterior = self.encode(values, seen_mask, batch.times)
-        if self.hparams.importance_samples > 1:
-            return self.importance_weighted(posterior, batch)
         observation = self.decode(posterior.rsample())
         nll = -masked_log_likelihood(observation, batch.values, batch.observed_mask).mean()
         prior = self.prior if batch.times is None else self.prior_at(batch.times, posterior.mean.dtype)
-        variance_parts, mean_parts = (part.mean(0) for part in posterior.kl_divergence(prior))  # [latent]
-        variance_part, mean_part = variance_parts.sum(), mean_parts.sum()
-        divergence = variance_part + mean_part
-        if self.log_length_scale is not None:
-            divergence = self.kl_with_learned_scales(posterior)
-        elif self.hparams.free_bits:
-            divergence = variance_part + mean_parts.clamp(min=self.hparams.free_bits).sum()
-        loss = nll + self.hparams.beta * divergence
+        variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(prior))
+        loss = nll + self.hparams.beta * (variance_part + mean_part)
         return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}
-
-    def kl_with_learned_scales(self, posterior: BandedGaussian) -> Tensor:
-        """KL by one latent draw, with gradients into the length scales of the Cauchy kernel."""
-        hparams = self.hparams
-        distance = (self.grid[:, None] - self.grid).abs() / self.log_length_scale.double().exp()[:, None, None]
-        eye = torch.eye(len(self.grid), dtype=torch.float64, device=self.device)
-        kernel = hparams.kernel_variance / (1 + distance.square()) + hparams.jitter * eye  # [latent, T, T]
-        factor = torch.linalg.cholesky(kernel)
-        whitening = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).float()
-        sample = posterior.rsample()
-        whitened = (whitening @ sample[..., None]).squeeze(-1)  # [batch, latent, T]
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).float()
-        log_prior = -0.5 * (whitened.square().sum(-1) + log_det + len(self.grid) * math.log(2 * math.pi))
-        return (posterior.log_prob(sample) - log_prior).sum(1).mean()
-
-    def importance_weighted(self, posterior: BandedGaussian, batch: SeriesBatch) -> dict[str, Tensor]:
-        """Importance-weighted bound of Burda et al. (2016), the divergence weighted by beta."""
-        log_weights, nlls = [], []
-        for _ in range(self.hparams.importance_samples):
-            latent = posterior.rsample()
-            log_likelihood = masked_log_likelihood(self.decode(latent), batch.values, batch.observed_mask)
-            divergence = (posterior.log_prob(latent) - self.prior.log_prob(latent)).sum(1)
-            log_weights.append(log_likelihood - self.hparams.beta * divergence)
-            nlls.append(-log_likelihood.mean())
-        loss = -(torch.stack(log_weights).logsumexp(0) - math.log(len(log_weights))).mean()
-        with torch.no_grad():
-            variance_part, mean_part = (part.sum(1).mean() for part in posterior.kl_divergence(self.prior))
-        nll = torch.stack(nlls).mean()
-        return {"loss": loss, "nll": nll, "kl_variance_part": variance_part, "kl_mean_part": mean_part}
-
-    def configure_callbacks(self) -> list:
-        """Averages the weights where asked for."""
-        decay = self.hparams.weight_averaging
-        return [EMAWeightAveraging(decay=decay, use_buffers=False)] if decay else []
 
     def training_step(self, batch: SeriesBatch, batch_index: int) -> Tensor:
         """One step of the negative ELBO."""
@@ -261,34 +189,3 @@ class GPVAE(Imputer):
         hparams = self.hparams
         optimizer = TensorFlowAdam(self.parameters(), lr=hparams.learning_rate)
         return halved_learning_rate(optimizer, hparams.learning_rate_half_life, hparams.learning_rate_floor)
-
-
-def convolutional_decoder(latent_dim: int, channels: int, image_shape: Sequence[int]) -> nn.Sequential:
-    """A dense layer onto a picture of a quarter of the sides, doubled twice by transposed convolutions.
-
-    Maps [batch, time, latent] to [batch, time, pixel]; binary frames only.
-    """
-    height, width = image_shape[0] // 4, image_shape[1] // 4
-    layers = nn.Sequential(
-        nn.Linear(latent_dim, 256),
-        nn.ReLU(),
-        nn.Linear(256, 2 * channels * height * width),
-        nn.ReLU(),
-        nn.Unflatten(-1, (2 * channels, height, width)),
-        nn.Flatten(0, 1),
-        nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(channels, 1, 4, stride=2, padding=1),
-        nn.Flatten(1),
-    )
-    return _Framewise(glorot_(layers))
-
-
-class _Framewise(nn.Module):
-    def __init__(self, layers: nn.Sequential) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """[batch, time, latent] to [batch, time, pixel]."""
-        return self.layers(latent).unflatten(0, latent.shape[:2])
