@@ -8,8 +8,8 @@ each block's second norm. As features it stops behind the last decoder block tha
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class UNet(nn.Module):
             return [AttentionBlock(width, channels_per_head)] if side in attention_resolutions else []
 
         width, side = base_width * channel_multipliers[0], image_size
-        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Block(Convolution(in_channels, width, 3, padding=1))])
         skips = [width]
         for level, multiplier in enumerate(channel_multipliers):
             for _ in range(num_residual_blocks):
@@ -177,6 +177,14 @@ class Block(nn.Sequential):
         return features
 
 
+class Convolution(nn.Conv2d):
+    """A convolution of pictures; see `rounded` for that in float16."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, in_channels, h, w] to [batch, out_channels, h, w]."""
+        return rounded(F.conv2d, features, self.weight, self.bias, padding=self.padding)
+
+
 class Norm(nn.GroupNorm):
     """Group normalisation of 32 groups, in float32 whatever the type of the features."""
 
@@ -203,12 +211,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float, resample: str | None) -> None:
         super().__init__()
         self.resample = resample
-        self.in_layers = nn.Sequential(Norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(Norm(channels), nn.SiLU(), Convolution(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels))
-        last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        last = zeroed(Convolution(out_channels, out_channels, 3, padding=1))
         self.out_layers = nn.Sequential(Norm(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
         same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Convolution(channels, out_channels, 1)
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """[batch, channels, h, w] and [batch, embedding] to [batch, out_channels, h', w']."""
@@ -247,11 +255,23 @@ class AttentionBlock(nn.Module):
         """[batch, channel, h, w] to the same shape."""
         # The pixels' channels lie side by side in memory where the features are channels_last.
         pixels = self.norm(features).flatten(2).mT  # [batch, pixel, channel]
-        qkv = F.linear(pixels, self.qkv.weight[..., 0], self.qkv.bias)
+        qkv = rounded(F.linear, pixels, self.qkv.weight[..., 0], self.qkv.bias)
         query, key, value = qkv.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)  # [batch, head, pixel, .]
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # [batch, pixel, channel]
-        projected = F.linear(mixed, self.proj_out.weight[..., 0], self.proj_out.bias)
+        mixed = rounded(F.scaled_dot_product_attention, query, key, value)
+        mixed = mixed.transpose(1, 2).flatten(2)  # [batch, pixel, channel]
+        projected = rounded(F.linear, mixed, self.proj_out.weight[..., 0], self.proj_out.bias)
         return features + projected.mT.unflatten(-1, features.shape[-2:])
+
+
+def rounded(operation: Callable[..., Tensor], *arguments: Tensor, **options: Any) -> Tensor:
+    """An operation's result; of float16 on a CPU, computed in float32 and rounded.
+
+    That is what a GPU does, whose sums of products in float16 are float32. torch's own products in float16 take four
+    times as long on a CPU.
+    """
+    if arguments[0].dtype == torch.float16 and arguments[0].device.type == "cpu":
+        return operation(*(each.float() for each in arguments), **options).half()
+    return operation(*arguments, **options)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

@@ -28,7 +28,8 @@ _INITIAL_STD = 0.02
 _ASKED_EVERY = 16  # steps between two looks of the host at whether all members have stopped
 # Hidden activations of a chunk of pixels, which then stay in a CPU's cache.
 _NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
-_IMAGES_AT_ONCE = 4  # through the backbone
+# Through the backbone. A CPU is busy with one, of which the published UNet has activations of half a gigabyte.
+_IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}
 
 
 class PixelEnsemble(L.LightningModule):
@@ -119,8 +120,9 @@ class PixelEnsemble(L.LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
         tables: list[Tensor] = []
         self.sides = []
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            chosen = images[start : start + _IMAGES_AT_ONCE].to(self.device)
+        at_once = _IMAGES_AT_ONCE.get(self.device.type, 4)
+        for start in range(0, len(images), at_once):
+            chosen = images[start : start + at_once].to(self.device)
             maps = self.by_resolution(self.backbone(chosen.float() / 255))
             for number, each in enumerate(maps):
                 batch, channels, height, width = each.shape
