@@ -163,6 +163,32 @@ def test_weights_that_are_not_those_of_the_training_are_refused(pretrained, fold
     assert segment.main(command) == 0
 
 
+def test_a_run_on_a_set_in_the_published_layout(tmp_path, monkeypatch):
+    """30 and 30 pictures as the horses have, of a disc as class 1, without pixels of any other class."""
+    generator = np.random.default_rng(2)
+    mirror = tmp_path / "mirror"
+    monkeypatch.setenv("GENPRED_MIRROR", str(mirror))
+    monkeypatch.setenv("GENPRED_DATA", str(tmp_path / "data"))
+    for part in ("train", "test"):
+        home = mirror / "images" / "horse_21" / "real" / part
+        home.mkdir(parents=True)
+        for number in range(30):
+            picture, mask = disc(generator)
+            Image.fromarray(picture).save(home / f"horse_{number}.png")
+            np.save(home / f"horse_{number}.npy", mask)
+    place, results = run(tmp_path, "rgb_horse21", "max_epochs=4", *TINY)
+    metrics, classes = results["metrics"], results["variables"]
+    assert classes["background"]["test/iou"] > 0.8
+    assert classes["person"]["test/iou"] > 0.6
+    # The published mean is over all 21 classes, of which those without a pixel count as 0; the other over these two.
+    total = classes["background"]["test/iou"] + classes["person"]["test/iou"]
+    assert metrics["test/miou"] == pytest.approx(total / 21)
+    assert metrics["test/miou_ignore"] == pytest.approx(total / 2, rel=1e-6)
+    assert (results["data_variant"], results["comparable"]) == ("published", False)  # of 32 pixels, not 256
+    assert list(results["data_sha256"]) == ["images/horse_21"]
+    assert (place / "figures" / "segmentations.png").stat().st_size > 5000
+
+
 class Disagreeing(torch.nn.Module):
     """Says of each pixel 1, and how uncertain it is: by its row in nats, and ln 4 in what pads a picture."""
 
