@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,9 @@ def whole_file(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name complete, or not at all.
 
     The bytes go to ``.<name>.partial`` in the same folder (a rename across file systems would be a copy), reach the
-    disk (fsync) and only then take the name. A failure removes the partial file; a killed process leaves it, and the
-    next write takes it over. One writer per path at a time: rank 0 of the one job that owns a run's folder.
+    disk (fsync) and only then take the name, with the permissions of what was there before. A failure removes the
+    partial file; a killed process leaves it, and the next write takes it over. One writer per path at a time: rank 0 of
+    the one job that owns a run's folder.
 
     Args:
         path: the file to write; missing folders are made.
@@ -66,6 +68,8 @@ def whole_file(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = _Watched(partial, "wb")
+        with contextlib.suppress(FileNotFoundError):  # nobody may read what was not for them before
+            os.fchmod(raw.fileno(), stat.S_IMODE(path.stat().st_mode))
     except OSError as error:
         raise WriteError.of(path, error) from error
     try:

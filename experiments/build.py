@@ -184,10 +184,30 @@ def _start(experiment: Experiment, folder: Path) -> dict[str, Any]:
     if results_path.exists():
         print(f"{folder} is finished; force=true runs it again")
         try:
-            return read_json(results_path)
+            results = read_json(results_path)
         except ValueError as error:
             raise RunError(str(error)) from error
+        _check_same_data(experiment, results)
+        return results
     return _run(experiment, folder)
+
+
+def _check_same_data(experiment: Experiment, results: dict[str, Any]) -> None:
+    """Make sure that the scores of a finished run are of what its user's files hold now, if they are still there.
+
+    Raises:
+        RunError: they have changed.
+    """
+    path = experiment.config["data"].get("path")
+    if not path or not Path(path).exists():
+        return
+    before = results.get("data_sha256", {})
+    changed = [name for name, now in build_data(experiment).data_sha256.items() if before.get(name, now) != now]
+    if changed:
+        raise RunError(
+            f"{', '.join(changed)} changed since this run was finished: put the old data back, start over with "
+            "force=true, or keep both with another run_root"
+        )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ DESCRIPTION = """Fill the gaps of a table of time series with a method that `exp
 The output has the input's format, rows, columns and types, in the input's order; what was observed is not touched.
 Whole numbers stay whole where every filled value is whole, else their column becomes one of floating type. Series
 longer than those of the training are filled window by window, and overlapping windows are blended. A method without
-training (mean, forward, ...) knows no table: it takes the averages it needs from the input."""
+training (mean, forward, ...) knows no table: it takes the averages it needs from the input, and a series whole."""
 BUDGET = 16_000_000  # numbers in the samples of one batch
 
 
@@ -118,6 +118,7 @@ def impute(run: Path, source: Path, target: Path, samples: int, levels: list[flo
         raise ConfigError(f"--output {target}: it is written like the input, so it has to end in '{source.suffix}'")
     trained = Trained.load(run)
     table = read_table(source, trained.form)
+    table.check_new_columns([*(["_std"] if samples else []), *(f"_q{level:g}" for level in levels)])
     preparation = trained.preparation_for(table)
     rows = preparation.rows(table.series, dtype=trained.dtype)
     cut = whole(table.series).cut(preparation.num_steps, preparation.stride)
@@ -194,9 +195,9 @@ class Trained:
 
         if self.preparation is not None:
             return self.preparation
-        num_steps = self.options["window"] or int(table.series.lengths.max())
-        stride = self.options["stride"] or max(num_steps // 2, 1)
-        return Preparation.fit(table, whole(table.series), num_steps, stride)
+        # A rule takes a series whole, whatever the window: inside a longer gap one would see nothing to go by.
+        num_steps = int(table.series.lengths.max())
+        return Preparation.fit(table, whole(table.series), num_steps, num_steps)
 
 
 def predict(

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from scipy.stats import t
 
 from datamodules.imputation.frames import MISSING, Frame
+from datamodules.imputation.tables import TableFormat, read_table
+from datamodules.imputation.windows import Preparation, Windows, whole
 from datamodules.own_tables import TableError
 from experiments.config import compose, experiments
-from experiments.impute import impute
+from experiments.impute import impute, predict
 from experiments.impute import main as impute_main
 from experiments.run import main as run_main
+from lightning_modules.imputation.constant import Constant
 from lightning_modules.imputation.gpvae import GPVAE
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +171,22 @@ def test_parquet_keeps_index_types_and_bits(data, runs, tmp_path):
         )
 
 
+def test_categories_without_a_gap_stay_categories():
+    column = pa.array(["1", "2", "1"]).dictionary_encode()
+    frame = Frame(Path("table.parquet"), pa.table({"a": column}), None)
+    assert frame.filled("a", np.zeros(3, bool), np.zeros(3)).type == column.type
+
+
+def test_a_name_that_is_taken_is_told_before_the_work(runs, tmp_path, capsys, monkeypatch):
+    make_frame().assign(a_std=1.0).to_csv(tmp_path / "table.csv", index=False)
+    monkeypatch.setattr("experiments.impute.predict", None)
+    options = ["data.variables=[a,b]", *TINY]
+    run = train("gpvae_csv", tmp_path / "table.csv", tmp_path / "runs", *options)
+    capsys.readouterr()
+    assert command(run, tmp_path / "table.csv", tmp_path / "filled.csv", "--samples", "2") == 2
+    assert "has a column 'a_std' already: rename it" in capsys.readouterr().err
+
+
 def test_whole_numbers_stay_whole_where_they_can(runs, tmp_path):
     frame = pd.DataFrame({"id": "s", "time": range(4), "a": pd.array([7, None, None, 7], "Int64"), "b": 1.5})
     frame.to_parquet(tmp_path / "table.parquet")
@@ -303,15 +322,30 @@ def test_samples_become_spreads_and_ordered_quantiles(runs, tmp_path):
     assert (pd.read_csv(plain, dtype=str) == text[["id", "time", *NAMES]]).all().all()
 
 
+def test_a_rule_takes_a_series_whole(tmp_path):
+    """Whatever the window: the truth is pandas'."""
+    frame = pd.DataFrame({"time": np.arange(60.0), "a": np.arange(60.0) ** 1.5})
+    frame.loc[[1, 7, *range(20, 45), 58, 59], "a"] = np.nan
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    options = ["data.id_column=null", "data.split_by=time", "data.window=8", "data.holdout_fraction=0.3"]
+    for method, filled in (("linear", frame["a"].interpolate(limit_direction="both")), ("forward", frame["a"].ffill())):
+        run = train(f"{method}_csv", tmp_path / "table.csv", tmp_path / method, *options)
+        assert command(run, tmp_path / "table.csv", tmp_path / "filled.csv") == 0
+        np.testing.assert_allclose(pd.read_csv(tmp_path / "filled.csv")["a"], filled, rtol=1e-10)
+
+
 def test_windows_are_blended(tmp_path):
     generator = np.random.default_rng(0)
     frame = pd.DataFrame({"time": np.arange(23), "a": generator.normal(5, 2, 23), "b": generator.normal(size=23)})
     frame.loc[generator.random(23) < 0.4, "a"] = np.nan
     frame.loc[4:13, "b"] = np.nan  # one window sees nothing of b
     frame.to_csv(tmp_path / "table.csv", index=False)
-    options = ["data.id_column=null", "data.split_by=time", "data.window=8", "data.stride=3"]
-    run = train("mean_csv", tmp_path / "table.csv", tmp_path / "runs", *options, "data.holdout_fraction=0.5")
-    assert command(run, tmp_path / "table.csv", tmp_path / "filled.csv") == 0
+    table = read_table(tmp_path / "table.csv", TableFormat(id_column=None))
+    series = whole(table.series)
+    preparation = Preparation.fit(table, series, 8, 3)
+    rows = preparation.rows(table.series, dtype=torch.float64)
+    windows = Windows(rows, series.cut(8, 3), 8, np.zeros(6, dtype=np.int64))
+    filled, _ = predict(Constant("mean"), windows, preparation, 0, [], 4)
     values = frame[NAMES].to_numpy()
     total, weights = np.zeros((23, 2)), np.zeros((23, 1))
     for start in (0, 3, 6, 9, 12, 15):
@@ -321,7 +355,7 @@ def test_windows_are_blended(tmp_path):
         total[start : start + 8] += weight * average
         weights[start : start + 8] += weight
     expected = np.where(np.isnan(values), total / weights, values)
-    np.testing.assert_allclose(pd.read_csv(tmp_path / "filled.csv")[NAMES], expected, rtol=1e-10)
+    np.testing.assert_allclose(np.where(np.isnan(values), filled[""], values), expected, rtol=1e-10)
 
 
 def test_longer_series_than_those_of_the_training_are_filled(runs, tmp_path):
@@ -397,10 +431,12 @@ def test_an_interrupted_training_is_continued_to_the_same_weights(runs, tmp_path
 def test_a_run_is_not_continued_on_a_table_that_has_changed(tmp_path, capsys):
     make_frame().to_csv(tmp_path / "table.csv", index=False)
     folder = train("gpvae_csv", tmp_path / "table.csv", tmp_path, *TINY)
-    (folder / "results.json").unlink()
     make_frame(1).to_csv(tmp_path / "table.csv", index=False)
-    capsys.readouterr()
     arguments = [f"data.path={tmp_path / 'table.csv'}", f"run_root={tmp_path}", *SHORT, *TINY]
+    assert run_main(["gpvae_csv", *arguments]) == 2  # nor are the scores of the old one shown as its own
+    assert "table.csv changed since this run was finished: put" in capsys.readouterr().err.splitlines()[-1]
+    (folder / "results.json").unlink()
+    capsys.readouterr()
     assert run_main(["gpvae_csv", *arguments]) == 2
     assert "has changed since this run began" in capsys.readouterr().err.splitlines()[-1]
 
@@ -493,8 +529,10 @@ def test_the_output_is_whole_or_absent(suffix, runs, tmp_path, monkeypatch):
             command(runs["forward_csv"], source, source)
     assert source.read_bytes() == before
     assert list(tmp_path.iterdir()) == [source]
+    source.chmod(0o600)
     assert command(runs["forward_csv"], source, source) == 0  # the input itself may be replaced
     assert source.read_bytes() != before
+    assert source.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [source]
 
 

@@ -25,10 +25,14 @@ from datamodules.own_tables import TableError
 TimeUnit = Literal["second", "minute", "hour", "day"]
 MICROSECONDS: dict[TimeUnit, int] = {"second": 10**6, "minute": 60 * 10**6, "hour": 3600 * 10**6, "day": 86400 * 10**6}
 # How a cell of text says that its value is missing; blanks around it do not matter.
-MISSING = ("", "NA", "NaN", "nan", "null", "NULL")
+MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "null", "NULL")
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 INFINITE = r"(?i)^[+-]?inf(inity)?$"
 FINER = "finer than a microsecond: round the stamps to microseconds"
+NOT_NUMBERS = (
+    "; write decimals with a point and leave cells empty where a value is missing, or name the variables without this "
+    "column: data.variables=[...]"
+)
 UNREADABLE = "\ufffd"  # stands for bytes that are not UTF-8
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # pandas' name for an index without a name
 
@@ -51,7 +55,7 @@ class Frame:
             return f"{self.path}, row {row + 1}, column '{column}'"
         return f"{self.path}, line {self._line(row)}, column '{column}'"
 
-    def numbers(self, name: str, hint: str = "") -> NDArray[np.float64]:
+    def numbers(self, name: str, hint: str = NOT_NUMBERS) -> NDArray[np.float64]:
         """A column as float64 [row], NaN where missing.
 
         Raises:
@@ -86,7 +90,11 @@ class Frame:
         if unit is None:
             numbers = self.numbers(name, "; for dates name the unit to count in, such as data.time_unit=hour")
             self._refuse(np.isnan(numbers), name, lambda row: "the time stamp is missing")
-            self._refuse(numbers < 0, name, lambda row: f"the time stamp {numbers[row]:g} is negative")
+            self._refuse(
+                numbers < 0,
+                name,
+                lambda row: f"the time stamp {numbers[row]:g} is negative; count from an earlier moment",
+            )
             return numbers
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             raise TableError(f"{self.path}, column '{name}' holds numbers, not dates: leave data.time_unit out")
@@ -98,7 +106,10 @@ class Frame:
                 finer = pc.not_equal(pc.cast(moments, column.type, safe=False), column)
                 self._refuse(finer, name, lambda row: f"{column[row]} is {FINER}")
             return pc.cast(moments, pa.int64()).to_numpy()
-        dates = pd.to_datetime(pd.Series(column.to_pylist(), dtype=object), format="ISO8601", utc=True, errors="coerce")
+        texts = pd.Series(column.to_pylist(), dtype=object)
+        # "now" and "today", which pandas understands, are no moments.
+        texts = texts.where(texts.astype(str).str.match(r"\s*[+-]?\d"))
+        dates = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
         self._refuse(
             dates.isna().to_numpy(), name, lambda row: f"{column[row].as_py()!r} is not a date such as 2026-03-31T14:05"
         )
@@ -140,10 +151,10 @@ class Frame:
             TableError: a filled value is beyond the range of the column's type, or is not whole where an observed one
                 is too large to stand beside it.
         """
+        if not missing.any():
+            return self.table.column(name)
         column = _decoded(self.table.column(name))
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if not missing.any():
-            return column
         new = values[missing]
         if pa.types.is_null(column.type):
             column = column.cast(pa.float64())
@@ -174,11 +185,10 @@ class Frame:
             columns: [row] each; in a CSV file numbers are written so that they are read back to the same number.
         """
         table = self.table
-        for name, column in columns.items():
-            if name in table.column_names:
-                table = table.set_column(table.column_names.index(name), name, column)
-            else:
-                table = table.append_column(name, column)
+        arrays = dict(zip(table.column_names, table.columns, strict=True)) | columns
+        fields = {field.name: field for field in table.schema}
+        fields |= {name: fields.get(name, pa.field(name, pa.null())).with_type(columns[name].type) for name in columns}
+        table = pa.table(list(arrays.values()), schema=pa.schema(list(fields.values()), table.schema.metadata))
         if self.separator is None:
             pa.parquet.write_table(_with_pandas_types(table, self.table.schema), file)
             return
@@ -261,11 +271,13 @@ def read_names(path: Path, separator: str) -> list[str]:
         raise TableError(f"{path} is not {kind}: {' '.join(str(error).split())}") from error
     if not names:
         raise TableError(f"{path} is empty")
+    before: set[str] = set()
     for number, name in enumerate(names):
         if not name.strip():
             raise TableError(f"{path}, column {number + 1} has no name; pandas writes such a one without index=False")
-        if name in names[:number]:
-            raise TableError(f"{path}, column '{name}' stands twice in the header")
+        if name in before:
+            raise TableError(f"{path}, column '{name}' stands twice in the header; rename one of them")
+        before.add(name)
         if UNREADABLE in name:
             raise TableError(f"{path}, column '{name}': not UTF-8 text")
     return names
@@ -317,5 +329,6 @@ def _with_pandas_types(table: pa.Table, before: pa.Schema) -> pa.Table:
     notes = json.loads(metadata[b"pandas"])
     for note in notes["columns"]:
         if note["field_name"] in changed:
-            note |= {"pandas_type": "float64", "numpy_type": "float64", "metadata": None}
+            kind = np.dtype(table.schema.field(note["field_name"]).type.to_pandas_dtype()).name
+            note |= {"pandas_type": "unicode" if kind == "object" else kind, "numpy_type": kind, "metadata": None}
     return table.replace_schema_metadata({**metadata, b"pandas": json.dumps(notes).encode()})

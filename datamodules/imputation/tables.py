@@ -13,12 +13,13 @@ Rows may come in any order; files are written in the order in which they were re
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -121,8 +122,9 @@ class FrameTable:
             deviation: [row, variable], for columns ``<column>_std`` that are 0 where observed.
 
         Raises:
-            TableError: a new column has the name of an old one.
+            TableError: a new column has the name of an old one, or a value does not fit a column.
         """
+        self.check_new_columns(suffix for suffix in [*filled, *([] if deviation is None else ["_std"])] if suffix)
         columns: dict[str, pa.Array] = {}
         for name, (rows, variable) in self.cells.items():
             missing = np.isnan(self.series.values[rows, variable])
@@ -131,11 +133,20 @@ class FrameTable:
                 new["_std"] = pa.array(np.where(missing, deviation[rows, variable], 0.0))
             for suffix, values in filled.items():
                 new[suffix] = self.frame.filled(name, missing, values[rows, variable])
-            for suffix, column in new.items():
-                if suffix and name + suffix in self.frame.table.column_names:
-                    raise TableError(f"{self.frame.path} has a column '{name}{suffix}' already: rename it")
-                columns[name + suffix] = column
+            columns |= {name + suffix: column for suffix, column in new.items()}
         self.frame.write(file, columns)
+
+    def check_new_columns(self, suffixes: Iterable[str]) -> None:
+        """Make sure that the columns ``<column><suffix>`` of all variables can be added.
+
+        Raises:
+            TableError: the file has one of them already.
+        """
+        there = set(self.frame.table.column_names)
+        for suffix in suffixes:
+            for name in self.cells:
+                if name + suffix in there:
+                    raise TableError(f"{self.frame.path} has a column '{name}{suffix}' already: rename it")
 
 
 @dataclass(frozen=True)
@@ -185,10 +196,14 @@ class ArrayTable:
             certain = np.zeros(original.shape, original.dtype if original.dtype.kind == "f" else np.float64)
             certain[self.rows < 0] = np.nan
             new["values_std"] = gaps_filled(certain, deviation)
-        for name in new.keys() - {"values"}:
-            if name in self.arrays:
-                raise TableError(f"{self.path} has an array '{name}' already: rename it")
+        self.check_new_columns(name.removeprefix("values") for name in new if name != "values")
         np.savez(file, **{**self.arrays, **new})
+
+    def check_new_columns(self, suffixes: Iterable[str]) -> None:
+        """As `FrameTable.check_new_columns`, for arrays ``values<suffix>``."""
+        for suffix in suffixes:
+            if f"values{suffix}" in self.arrays:
+                raise TableError(f"{self.path} has an array 'values{suffix}' already: rename it")
 
 
 Table = FrameTable | ArrayTable
@@ -271,6 +286,9 @@ def resolve(path: Path, names: list[str], form: TableFormat) -> TableFormat:
     for option, name in roles.items():
         if name is not None and name not in names:
             remedy = f"Set {option}, to null where the file has none."
+            separators = [each for each in ";\t|," if len(names) == 1 and each in names[0]]
+            if separators and path.suffix == ".csv":
+                remedy = f"The header is one column, '{names[0]}': set data.separator='{separators[0]}'."
             raise TableError(f"{path}: column '{name}' is missing.{nearest(name, names)} {remedy}")
     rest = [name for name in names if name not in roles.values()]
     found = list(dict.fromkeys(_variable(name) if wide else name for name in rest))
@@ -301,7 +319,9 @@ def resolve(path: Path, names: list[str], form: TableFormat) -> TableFormat:
 def _path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise TableError(f"{path}: the ending '{path.suffix}' is not known; there are {', '.join(SUFFIXES)}")
+        raise TableError(
+            f"{path}: the ending '{path.suffix}' is not known; rename or unpack it: there are {', '.join(SUFFIXES)}"
+        )
     if not path.is_file():
         raise TableError(f"{path} is not there")
     return path
@@ -317,7 +337,10 @@ def _read_long(frame: Frame, form: TableFormat) -> FrameTable:
     codes, ids = np.zeros(num_rows, dtype=np.int64), ["the only one"]
     if form.id_column is not None:
         codes, ids = frame.keys(form.id_column, "name of the series")
-    stamps = frame.stamps(form.time_column, form.time_unit) if form.time_column else np.arange(num_rows)
+    if form.time_column:
+        stamps = frame.stamps(form.time_column, form.time_unit)
+    else:
+        stamps = pd.Series(codes).groupby(codes).cumcount().to_numpy()  # in the order of each series' rows
     values = np.stack([frame.numbers(name) for name in form.variables], axis=1)
     labels, classes = _labels(frame, form, codes, ids)
     unit = MICROSECONDS[form.time_unit] if form.time_unit and form.time_column else 1
@@ -372,11 +395,13 @@ def _wide_columns(
         raise TableError(f"{path}, columns <variable>@<time>: {str(error).partition(': ')[2]}") from error
     distinct, steps = np.unique(stamps, return_inverse=True)
     variables = [form.variables.index(_variable(name)) for name in used]
-    columns: dict[str, tuple[int, int]] = {}
-    for name, cell in zip(used, zip(steps.tolist(), variables, strict=True), strict=True):
-        if cell in columns.values():
-            raise TableError(f"{path}, column '{name}': variable and time stand in another column already")
-        columns[name] = cell
+    columns = dict(zip(used, zip(steps.tolist(), variables, strict=True), strict=True))
+    names_of: dict[tuple[int, int], str] = {}
+    for name, cell in columns.items():
+        if (other := names_of.setdefault(cell, name)) != name:
+            raise TableError(
+                f"{path}, column '{name}': column '{other}' is of the same variable and time; take one of them out"
+            )
     return columns, distinct
 
 

@@ -221,7 +221,7 @@ class Windows:
         if self.rows.steps is not None:
             steps = self.rows.steps[rows]
             behind = (~inside).cumsum(1)  # steps since the end of the window
-            times = (steps - steps[:, :1] + behind).to(target.dtype)
+            times = steps - steps[:, :1] + behind  # float64: behind a long pause float32 would not part two steps
         return SeriesBatch(
             values=target * observed_mask,
             observed_mask=observed_mask,

@@ -14,7 +14,7 @@ class SeriesBatch(Protocol):
     observed_mask: Tensor  # [batch, time, feature] bool
     target: Tensor  # [batch, time, feature] float32, the truth where known
     index: Tensor  # [batch] int64, row in the data set
-    times: Tensor | None  # [batch, time] time stamps; None: 0..T-1
+    times: Tensor | None  # float64 [batch, time] time stamps; None: 0..T-1
 
 
 class Predictive(Protocol):

@@ -121,13 +121,12 @@ class BRITS(Imputer):
     def passes(self, values: Tensor, observed_mask: Tensor, times: Tensor | None = None) -> Passes:
         """Run over the series in both directions; arguments as in ``forward``."""
         if times is None:
-            times = torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
-        times = times.to(values.dtype)
+            times = torch.arange(values.shape[1], dtype=values.dtype, device=values.device).expand(values.shape[:2])
         stamps = torch.stack([times, -times.flip(1)]).mT[..., None]  # [2, time, batch, 1], both ascending
         mask = both_directions(observed_mask)
         values = both_directions(torch.where(observed_mask, values, 0))
         started = mask.any(-1, keepdim=True).cumsum(1) > 0
-        gaps = time_gaps(mask, started, stamps)
+        gaps = time_gaps(mask, started, stamps).to(values.dtype)
         seen = mask.to(values.dtype)
         with torch.autocast(values.device.type, enabled=False):  # sums over many steps gain nothing from a narrow type
             state_decay = (-self.state_decay(gaps).relu_()).exp_()

@@ -27,8 +27,8 @@ from lightning_modules.networks.mlp import glorot_
 def time_major(values: Tensor, observed_mask: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Values and mask as [time, batch, feature], time stamps as [time, batch], or 0..T-1 as [time, 1] where None."""
     if times is None:
-        times = torch.arange(values.shape[1], device=values.device)[None]
-    return values.transpose(0, 1).contiguous(), observed_mask.transpose(0, 1).contiguous(), times.T.to(values.dtype)
+        times = torch.arange(values.shape[1], dtype=values.dtype, device=values.device)[None]
+    return values.transpose(0, 1).contiguous(), observed_mask.transpose(0, 1).contiguous(), times.T
 
 
 def complete_delta(values: Tensor, times: Tensor) -> Tensor:

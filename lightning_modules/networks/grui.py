@@ -45,7 +45,7 @@ class GRUI(nn.Module):
 
     def decays(self, delta: Tensor) -> Tensor:
         """[time, batch, hidden] factors in (0, 1] for ``delta`` [time, batch, feature]."""
-        raw = self.decay(delta)
+        raw = self.decay(delta.to(self.decay.weight.dtype))  # stamps, and so their differences, are float64
         return torch.exp(-raw.relu()).to(raw.dtype)  # autocast leaves exp in float32
 
     def step(self, projected: tuple[Tensor, Tensor], decay: Tensor, state: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def test_batches_are_the_z_scored_series_of_the_split(tmp_path):
         batch = everything(dataset)
         assert batch.values.shape == (len(numbers), longest, 2)
         assert [each.dtype for each in batch] == [
-            torch.float32, torch.bool, torch.float32, torch.bool, torch.int64, torch.int64, torch.float32,
+            torch.float32, torch.bool, torch.float32, torch.bool, torch.int64, torch.int64, torch.float64,
         ]  # fmt: skip
         assert batch.index.tolist() == list(range(len(numbers)))
         assert not (batch.observed_mask & batch.target_mask).any()
@@ -135,6 +135,26 @@ def test_batches_are_the_z_scored_series_of_the_split(tmp_path):
     assert torch.equal(again.target_mask, shown[0])
     other = everything(make(tmp_path / "table.csv", holdout_fraction=0.25, holdout_seed=1).test_set)
     assert not torch.equal(other.target_mask, shown[0])
+
+
+def test_stamps_behind_a_long_pause_stay_apart(tmp_path):
+    """Milliseconds of two sessions a day apart: float32 has no whole numbers between 86,400,000 and 86,400,008."""
+    stamps = [*range(8), *range(86_400_000, 86_400_008)]
+    rows = [f"s{number},{stamp},{stamp % 7}" for number in range(12) for stamp in stamps]
+    (tmp_path / "table.csv").write_text("\n".join(["id,time,a", *rows]))
+    batch = everything(make(tmp_path / "table.csv").test_set)
+    assert batch.times.tolist() == [stamps] * len(batch.times)
+
+
+def test_steps_are_counted_within_a_series_where_there_are_no_stamps(tmp_path):
+    """Rows of the series by turns, as tables to which each day appends its rows."""
+    rows = [f"s{number},{step}" for step in range(4) for number in range(12)]
+    (tmp_path / "table.csv").write_text("\n".join(["id,a", *rows]))
+    batch = everything(make(tmp_path / "table.csv", time_column=None, holdout_fraction=0.5).train_set)
+    assert batch.times is None  # the regular grid
+    expected = torch.arange(4.0).expand(len(batch.target), -1)
+    spread = np.std(range(4))
+    torch.testing.assert_close(batch.target[..., 0] * spread + 1.5, expected)
 
 
 @pytest.mark.parametrize("kind", ["wide.csv", "long.parquet", "wide.parquet", "arrays.npz", "columns.npz"])
@@ -359,6 +379,8 @@ GOOD = "id,time,a,b\ns,0,1,2\ns,1,,3\nu,0,4,\n"
         (GOOD.replace("u,0", "u,NaN"), {}, "line 4, column 'time': the time stamp is missing"),
         (GOOD.replace("u,0", "u,"), {}, "line 4, column 'time': the time stamp is missing"),
         (GOOD.replace("u,0", "u,2024-01-01"), {}, "for dates name the unit to count in, such as data.time_unit=hour"),
+        ("id,time,a\ns,now,1\ns,today,2\n", {"time_unit": "day"}, "line 2, column 'time': 'now' is not a date such as"),
+        ("id;time;a\ns;0;1\n", {}, "The header is one column, 'id;time;a': set data.separator=';'."),
         (GOOD, {"time_unit": "hour", "time_column": "b"}, "line 2, column 'b': '2' is not a date such as"),
         (GOOD.replace("u,0", " ,0"), {}, "line 4, column 'id': the name of the series is missing"),
         (GOOD.replace("id", ""), {}, "column 1 has no name"),
@@ -374,7 +396,7 @@ GOOD = "id,time,a,b\ns,0,1,2\ns,1,,3\nu,0,4,\n"
         ("id,time,y,a\ns,0,1,1\ns,1,2,1\n", {"label_column": "y"}, "line 3, column 'y': series 's' has two classes"),
         ("id,time,y,a\ns,0,1,1\nt,1,,1\n", {"label_column": "y"}, "line 3, column 'y': the class of the series is"),
         ("id,a@0,b@0,a@x\ns,1,2,3\n", {"layout": "wide"}, "columns <variable>@<time>: 'x' stands where a number bel"),
-        ("id,a@0,a@0.0\ns,1,2\n", {"layout": "wide"}, "column 'a@0.0': variable and time stand in another column"),
+        ("id,a@0,a@0.0\ns,1,2\n", {"layout": "wide"}, "column 'a@0.0': column 'a@0' is of the same variable and "),
         ("id,a@0,b\ns,1,2\n", {"layout": "wide"}, "column 'b': not of the form <variable>@<time>"),
         ("id,a@0\ns,1\ns,2\n", {"layout": "wide"}, "line 2, column 'id': series 's' has several rows"),
         ("id,a@0\ns,1\nt,\n", {"layout": "wide"}, "line 3, column 'id': series 't' has no observed value at all"),
