@@ -26,6 +26,7 @@ from lightning_modules.imputation.base import Imputer, SeriesBatch
 from lightning_modules.imputation.constant import linear_fill
 from lightning_modules.networks.adam import TensorFlowAdam
 from lightning_modules.networks.conv import ImagePreprocessor
+from lightning_modules.networks.frame_decoder import FrameDecoder
 from lightning_modules.networks.learning_rate import halved_learning_rate
 from lightning_modules.networks.mlp import mlp, temporal_encoder
 
@@ -64,6 +65,8 @@ class GPVAE(Imputer):
             line in time between the feature's neighbouring observed values (not for pictures).
         student_noise: Student's t with four degrees of freedom in place of the normal in the Gaussian likelihood: wild
             values then do not widen the scale of all the others.
+        decoder_channels: of a convolutional decoder, for pictures whose sides are multiples of four; its hidden dense
+            layer has the first of ``decoder_sizes``. None: the dense decoder, as published.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class GPVAE(Imputer):
         learned_scale: bool = False,
         encoder_fill: Literal["zero", "linear"] = "zero",
         student_noise: bool = False,
+        decoder_channels: int | None = None,
     ) -> None:
         super().__init__()
         scales = list(length_scale) if isinstance(length_scale, Sequence) else [length_scale]
@@ -98,6 +102,8 @@ class GPVAE(Imputer):
             raise ValueError(f"length_scale={scales}: give at least one, and at most as many as latents ({latent_dim})")
         if encoder_fill == "linear" and image_shape:
             raise ValueError("encoder_fill='linear' is for series without image_shape; leave it at 'zero' for pictures")
+        if decoder_channels is not None and not image_shape:
+            raise ValueError(f"decoder_channels={decoder_channels} is for pictures; leave it at null for other series")
         for name, given in (("learned_scale", learned_scale), ("student_noise", student_noise)):
             if given and likelihood != "gaussian":
                 raise ValueError(f"{name}=true needs likelihood='gaussian', not {likelihood!r}")
@@ -111,7 +117,10 @@ class GPVAE(Imputer):
         # A picture's mask goes through the preprocessor; otherwise it stands beside the values.
         in_features = num_features * (2 if mask_channel and not image_shape else 1)
         self.encoder = temporal_encoder(in_features, encoder_sizes, 3 * latent_dim, window)
-        self.decoder = mlp(latent_dim, decoder_sizes, num_features)
+        if decoder_channels is not None:
+            self.decoder = FrameDecoder(latent_dim, image_shape, decoder_channels, decoder_sizes[0])
+        else:
+            self.decoder = mlp(latent_dim, decoder_sizes, num_features)
         self.log_scale = nn.Parameter(torch.zeros(1 if image_shape else num_features)) if learned_scale else None
         self.length_scales = scales
         # Which length scale each latent has; neighbours have the same one.

@@ -19,13 +19,14 @@ def glorot_(module: Module) -> Module:
     of input and output channels, each times the size of the kernel. torch's own defaults differ in both respects.
 
     Args:
-        module: any module; its `Linear`, `Conv1d` and `Conv2d` parts (itself included) are changed in place.
+        module: any module; its `Linear`, `Conv1d`, `Conv2d` and `ConvTranspose2d` parts (itself included) are changed
+            in place.
 
     Returns:
         The same module.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -23,6 +23,7 @@ def count(*modules: nn.Module) -> int:
         (nn.Linear(300, 200), 300 + 200),
         (nn.Conv1d(20, 30, 24), 24 * (20 + 30)),
         (nn.Conv2d(40, 30, 3), 9 * (40 + 30)),
+        (nn.ConvTranspose2d(30, 40, 4), 16 * (40 + 30)),
         (TemporalConvolution(30, 50, 7), 7 * (30 + 50)),
     ],
 )
