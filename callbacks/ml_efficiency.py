@@ -1,6 +1,7 @@
 """Machine-learning efficiency: how well a predictor that has seen synthetic rows alone does on real ones."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,7 +99,7 @@ def ml_efficiency(
     jobs = jobs or max(1, joblib.cpu_count() // threads)
     parallel = joblib.Parallel(n_jobs=min(jobs, len(trainings)), backend="loky")
     score = joblib.Memory(folder, verbose=0).cache(_train_and_score)
-    rows = parallel(joblib.delayed(score)(evaluator, *training, task, params) for training in trainings)
+    rows = parallel(joblib.delayed(_quietly)(score, evaluator, *training, task, params) for training in trainings)
     shape = (len(encoded), len(evaluation_seeds))
     return MLEfficiency({name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]})
 
@@ -137,6 +138,13 @@ def prediction_scores(task: Task, target: NDArray, prediction: NDArray[np.float6
     if task == "binclass":
         scores["roc_auc"] = float(roc_auc_score(target, prediction))
     return scores
+
+
+def _quietly(score: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """What `score` gives, without joblib's remark that it took long to note down large tables."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Persisting input arguments", UserWarning)
+        return score(*arguments)
 
 
 def _train_and_score(

@@ -1,6 +1,7 @@
 """How synthetic tables are scored: by what predictors learn from them, by privacy, and by likeness."""
 
 import datetime
+import inspect
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,9 @@ class SynthesisMetrics(L.Callback):
         catboost: arguments of `catboost_predictions`; None: it is left out.
         mlp: arguments of `mlp_predictions`; None: it is left out.
         evaluation_seeds: trainings of each evaluator on each table.
+
+    Raises:
+        ValueError: an evaluator has no such argument.
     """
 
     def __init__(
@@ -74,6 +78,10 @@ class SynthesisMetrics(L.Callback):
         self.evaluators = {
             name: dict(params) for name, params in (("catboost", catboost), ("mlp", mlp)) if params is not None
         }
+        for name, params in self.evaluators.items():
+            known = list(inspect.signature(EVALUATORS[name][0]).parameters)[2:]  # without data and seed
+            if unknown := sorted(params.keys() - set(known)):
+                raise ValueError(f"data.{name}.{unknown[0]} is not known; there are {', '.join(known)}")
         self.evaluation_seeds = evaluation_seeds
         self.frames: dict[int, pd.DataFrame] = {}
         self._kept: Path | None = None

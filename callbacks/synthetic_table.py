@@ -1,5 +1,6 @@
 """Synthetic tables as files."""
 
+import csv
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,10 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, suffix: str) -> None:
     if suffix == ".parquet":
         frame.to_parquet(file, index=False)
     else:
-        frame.to_csv(file, index=False)
+        texts = frame.select_dtypes(exclude=["number", "bool", "datetime"])
+        returns = any(texts[name].drop_duplicates().astype(str).str.contains("\r", regex=False).any() for name in texts)
+        # pandas leaves a carriage return bare, at which readers end the row.
+        frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 class SyntheticTable(L.Callback):

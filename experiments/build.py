@@ -368,7 +368,10 @@ def _metrics(data: L.LightningDataModule, dry_run: bool) -> L.Callback:
     arguments = data.evaluation_arguments
     if dry_run and "classifier" in arguments:
         arguments["classifier"] = None
-    return METRICS[data.task](**arguments)
+    try:
+        return METRICS[data.task](**arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _outputs(data: L.LightningDataModule, experiment: Experiment, folder: Path) -> list[L.Callback]:

@@ -76,6 +76,8 @@ def synthesize(
     """
     if num_rows < 1:
         raise ConfigError(f"--rows {num_rows}: ask for at least one")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"--seed {seed}: give a number of at most 64 bits, such as 7")
     if output.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--output {output}: it must end in .csv or .parquet")
     for each in where:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from people import people
 
+from callbacks.synthetic_table import write_table
 from experiments.run import main as run
 from experiments.synthesize import main as synthesize
 
@@ -72,6 +73,15 @@ def test_rows_are_drawn_from_a_checkpoint_without_the_table(trained, tmp_path, c
     ("arguments", "message"),
     [
         (["--rows", "0", "--output", "a.csv"], "--rows 0: ask for at least one"),
+        (["--rows", "5", "--output", "a.csv", "--seed", "9" * 20], "--seed 99999999999999999999: give a number of at"),
+        (
+            ["--rows", "5", "--output", "a.csv", "--where", "height=1.75", "--where", "height (missing)=yes"],
+            "height (missing)='yes' contradicts another condition",
+        ),
+        (
+            ["--rows", "5", "--output", "a.csv", "--where", "height (missing)=yes", "--where", "height=1.75"],
+            "height='1.75' contradicts another condition",
+        ),
         (["--rows", "5", "--output", "a.txt"], "--output a.txt: it must end in .csv or .parquet"),
         (["--rows", "5", "--output", "a.csv", "--where", "income"], "--where 'income': write column=value"),
         (
@@ -105,6 +115,10 @@ def test_what_cannot_be_drawn_is_one_line(trained, arguments, message, capsys, t
         (lambda frame: frame, ["data.columns.city=number"], "column city, row 1: "),
         (lambda frame: frame, ["data.columns.city=nmber"], "data.columns"),
         (lambda frame: frame.head(5), [], "has 5 rows, too few"),
+        (lambda frame: frame, ["data.separator=;"], "its header is one column"),
+        (lambda frame: frame.assign(income="rich"), [], "the target 'income' is the same in every row: name another"),
+        (lambda frame: frame[["income"]], [], "has no column beside the target 'income'"),
+        (lambda frame: frame, ["data.catboost={deep: 3}"], "data.catboost.deep is not known; there are learning_rate,"),
         (lambda frame: frame, ["data.table_task=regression"], "does not suit"),
     ],
 )
@@ -118,6 +132,13 @@ def test_a_table_that_cannot_be_used_is_one_line(change, arguments, message, tmp
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_texts_with_carriage_returns_are_written_whole(tmp_path):
+    frame = pd.DataFrame({"a": ["x\ry", 'q"', "z,\n"], "b": [1.5, 2.5, np.nan]})
+    with (tmp_path / "t.csv").open("wb") as file:
+        write_table(frame, file, ".csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), frame)
 
 
 def test_a_given_number_is_given_in_every_row_where_the_column_has_gaps(trained, tmp_path):

@@ -157,8 +157,8 @@ def cells_of(numbers: NDArray[np.float64], gaps: NDArray[np.bool_], column: Colu
     if column.kind == "integer":
         if pd.api.types.is_float_dtype(column.dtype):
             return pd.Series(np.where(gaps, np.nan, np.rint(numbers))).astype(column.dtype)
-        dtype = column.dtype if pd.api.types.is_integer_dtype(column.dtype) else "Int64"
-        limits = np.iinfo(dtype.lower())  # a target may lie beyond those of the training part
+        dtype = pd.api.types.pandas_dtype(column.dtype if pd.api.types.is_integer_dtype(column.dtype) else "Int64")
+        limits = np.iinfo(getattr(dtype, "numpy_dtype", dtype))  # a target may lie beyond those of the training part
         whole = np.clip(np.rint(numbers), max(limits.min, -LARGEST), min(limits.max, LARGEST)).astype(np.int64)
         return pd.Series(whole).astype("Int64").mask(gaps).astype(dtype)
     dates = np.rint(numbers).astype(np.int64).astype(f"datetime64[{column.unit}]")

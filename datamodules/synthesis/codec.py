@@ -248,10 +248,15 @@ class TableCodec:
         """
         columns = self.columns
         target, numericals, categories = None, {}, {}
+
+        def fix(column: int, category: int, name: str, value: Any) -> None:
+            if categories.setdefault(column, category) != category:
+                raise ValueError(f"{name}={value!r} contradicts another condition: give one of them up")
+
         for name, value in conditions.items():
             if name in columns.categorical:
                 column = columns.categorical.index(name)
-                categories[column] = _number(self.transform.categorical.categories[column], name, value)
+                fix(column, _number(self.transform.categorical.categories[column], name, value), name, value)
             elif name == columns.target and self.class_counts:
                 target = _number(self.transform.target.categories[0], name, value)
             elif name in columns.numerical or name == columns.target:
@@ -261,14 +266,14 @@ class TableCodec:
                     state = list(self.atoms.values).index(place)
                     column = len(columns.categorical) + state
                     text = self.atoms.states(place, np.array([number]))[0]
-                    categories[column] = _number(self.transform.categorical.categories[column], name, text)
+                    fix(column, _number(self.transform.categorical.categories[column], name, text), name, value)
                 if place not in self.atoms.whole:
                     kept = 0 if place is None else self.atoms.kept(len(columns.numerical)).index(place)
                     feature = kept + (not self.class_counts and place is not None)
                     numericals[feature] = self._score(number, feature)
                 if (mask := columns.mask_of(name)) is not None:
                     column = columns.categorical.index(mask)
-                    categories[column] = _number(self.transform.categorical.categories[column], name, "no")
+                    fix(column, _number(self.transform.categorical.categories[column], name, "no"), name, value)
             else:
                 known = ", ".join([*columns.numerical, *columns.categorical, columns.target])
                 raise ValueError(f"the table has no column {name!r}; it has {known}")

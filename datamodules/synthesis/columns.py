@@ -4,6 +4,7 @@ Gaps are something to be learnt too. In a column of categories they are a catego
 dates that has gaps brings a column of categories along that says where, and takes its training median there.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,8 @@ from datamodules.synthesis.cells import (
     told,
 )
 from datamodules.synthesis.preprocessing import Table, Task
+
+log = logging.getLogger("genpred")
 
 KINDS = {  # that suit a column, by what its cells are
     "truth": ("category",),
@@ -89,7 +92,13 @@ class OwnColumns:
         if task == "regression" and target not in kinds and is_number:
             kinds = {**kinds, target: "integer" if _are_whole(frame[target].dropna()) else "number"}
         columns = tuple(
-            _column(frame[name], kinds.get(name), f"{place}: column {name}", name == target and task != "regression")
+            _column(
+                frame[name],
+                kinds.get(name),
+                f"{place}: column {name}",
+                is_target=name == target,
+                is_class=name == target and task != "regression",
+            )
             for name in frame.columns
             if kinds.get(name) != "drop"
         )
@@ -107,6 +116,11 @@ class OwnColumns:
             task = "regression" if found[target].kind != "category" else "binclass" if classes == 2 else "multiclass"
         if (task == "regression") != (found[target].kind in ("number", "integer")):
             suitable = "number" if task == "regression" else "category"
+            if found[target].kind == "date":
+                raise TableError(
+                    f"{place}: the target {target!r} is of dates, which cannot be predicted: convert it to numbers, "
+                    "such as days since a date, or name another data.target"
+                )
             raise TableError(
                 f"{place}: the target {target!r} is of kind {found[target].kind}, which does not suit "
                 f"data.table_task={task}; set another task, or {told(target, suitable)}"
@@ -239,12 +253,12 @@ class OwnColumns:
         return _checked_numbers(frame[column.name], column, f"{self.place}: column {column.name}")
 
 
-def _column(values: pd.Series, kind: Kind | None, place: str, is_class: bool) -> Column:
+def _column(values: pd.Series, kind: Kind | None, place: str, is_target: bool, is_class: bool) -> Column:
     """A column's kind and what has to be known of it."""
     name, drop = values.name, f"leave it out with {told(values.name, 'drop')}"
     gaps = values.isna()
     if gaps.all():
-        raise TableError(f"{place} has no value at all: {drop}")
+        raise TableError(f"{place} has no value at all: " + ("name another data.target" if is_target else drop))
     present = values[~gaps]
     is_categorical = isinstance(values.dtype, pd.CategoricalDtype)
     contents = pd.Series(values.cat.categories) if is_categorical else present
@@ -263,14 +277,25 @@ def _column(values: pd.Series, kind: Kind | None, place: str, is_class: bool) ->
         )
     column = Column(name, kind, str(contents.dtype), cells, bool(gaps.any()))
     if kind == "category":
-        count = present.nunique()
-        if count > MOST_CATEGORIES or (count == len(values) > MOST_INTEGER_CATEGORIES):
+        counts = present.value_counts()
+        count = int((counts > 0).sum())
+        if count > MOST_CATEGORIES or (count == len(present) > MOST_INTEGER_CATEGORIES):
             # Of a CSV file, numbers with leading zeros are text.
             are_numbers = cells == "text" and bool(pd.to_numeric(present, errors="coerce").notna().all())
+            commas = cells == "text" and bool(present.astype(str).str.fullmatch(r"\s*[+-]?[0-9]+,[0-9]+\s*").all())
             raise TableError(
-                f"{place} has {count} categories in {len(values)} rows: it looks like a key or a text, which cannot be "
-                f"learnt; {drop}" + (f", or take it for numbers with {told(name, 'number')}" if are_numbers else "")
+                f"{place} has {count} categories in {len(present)} rows: it looks like a key or a text, which cannot "
+                f"be learnt; {drop}"
+                + (f", or take it for numbers with {told(name, 'number')}" if are_numbers else "")
+                + (", or write its decimals with a point" if commas else "")
             )
+        once = int((counts == 1).sum())
+        if cells == "text" and count > MOST_INTEGER_CATEGORIES and 2 * once > len(present):
+            log.warning(
+                "%s: %d of its %d texts stand in one row only, and synthetic rows will repeat them to the letter: "
+                "%s if they tell of persons",
+                place, once, count, drop,
+            )  # fmt: skip
         column = replace(column, whole=cells == "number" and _are_whole(contents))
         texts = texts_of(contents, column)
         if (texts == GAP).any():
@@ -359,4 +384,4 @@ def _checked_numbers(values: pd.Series, column: Column, place: str) -> NDArray[n
     try:
         return numbers_of(values, column)
     except CellError as error:
-        raise TableError(f"{place}, row {error.row}: {error}; {error.remedy}") from error
+        raise TableError(f"{place}, row {values.index[error.row]}: {error}; {error.remedy}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
@@ -116,8 +117,16 @@ class CSV(TableDataModule):
             gaps = frame[options.target].isna()
             if gaps.any() and not gaps.all():
                 log.warning("%s: %d rows without %s are left out", place, gaps.sum(), options.target)
-                frame = frame[~gaps].reset_index(drop=True)
-        return frame, OwnColumns.infer(frame, options.target, kinds, options.table_task, place)
+                frame = frame[~gaps]  # its index goes on counting the file's rows
+        columns = OwnColumns.infer(frame, options.target, kinds, options.table_task, place)
+        if len(columns.columns) < 2:
+            raise TableError(f"{place} has no column beside the target {options.target!r}: there is nothing to learn")
+        if columns.task != "regression" and frame[options.target].nunique() < 2:
+            raise TableError(
+                f"{place}: the target {options.target!r} is the same in every row: name another data.target, or add "
+                "rows of another class"
+            )
+        return frame, columns
 
     @property
     def table_task(self) -> Task:
@@ -225,6 +234,10 @@ def read_table(path: Path, separator: str, kinds: Mapping[str, Kind] | None = No
         raise TableError(f"{path}: it must end in .csv or .parquet")
     try:
         frame = _read_csv(path, separator, kinds or {}) if path.suffix == ".csv" else _read_parquet(path)
+    except TableError:
+        raise
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     frame = frame.rename(columns=str)
@@ -237,6 +250,9 @@ def read_table(path: Path, separator: str, kinds: Mapping[str, Kind] | None = No
 def _read_parquet(path: Path) -> pd.DataFrame:
     """A Parquet file's rows; a column that pandas has made an index of is a column again."""
     frame = pd.read_parquet(path)
+    for name, dtype in frame.dtypes.items():
+        if isinstance(dtype, pd.ArrowDtype) and frame.columns.get_loc(name).__class__ is int:
+            frame[name] = _own_type(frame[name])
     if isinstance(frame.index, pd.RangeIndex):  # not in the file
         return frame
     if named := [name for name in frame.index.names if name is not None]:
@@ -244,11 +260,26 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
+def _own_type(values: pd.Series) -> pd.Series:
+    """A column of a type of Arrow's as one of pandas' own: dates, moments, categories and long texts."""
+    kind = values.dtype.pyarrow_dtype
+    if pa.types.is_timestamp(kind):
+        return values.astype(f"datetime64[{kind.unit}]" if kind.tz is None else pd.DatetimeTZDtype(kind.unit, kind.tz))
+    if pa.types.is_date(kind):
+        return values.astype(object)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return values.astype("str")
+    return values.astype("category") if pa.types.is_dictionary(kind) else values
+
+
 def _read_csv(path: Path, separator: str, kinds: Mapping[str, Kind]) -> pd.DataFrame:
     """A CSV file's rows; integers beside gaps as Int64, categories as they are written."""
     # pandas renames a name that is there twice.
     header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
     _check_names(pd.Index([name for name in header.iloc[0] if name]), path)
+    only = header.iloc[0, 0]
+    if header.shape[1] == 1 and (others := [each for each in ";\t|," if each in only]):
+        raise TableError(f"{path}: its header is one column, {only!r}: set data.separator='{others[0]}'")
     options: dict[str, Any] = {}
     if "category" in kinds.values():
         names = pd.read_csv(path, sep=separator, nrows=0).columns  # as pandas calls columns without a name

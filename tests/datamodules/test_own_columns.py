@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -222,6 +223,14 @@ def test_the_datamodule_fills_with_medians_of_its_training_part(tmp_path):
         (with_target([None] * 12, "a.b"), {}, "no value.*'data.columns={\"a.b\": drop}'"),
         (with_target([None] * 12, "a\nb"), {}, "no value"),
         (with_target(np.arange(12)), {"x": "nmber"}, "data.columns.x=nmber: choose one of"),
+        (with_target([*"abcdefghijkl", None, None]), {}, "column x has 12 categories in 12 rows: it looks like a key"),
+        (with_target([f"{i},5" for i in range(12)]), {}, "write its decimals with a point"),
+        (
+            pd.DataFrame({"x": np.arange(4), "y": [None] * 4}),
+            {},
+            "column y has no value at all: name another data.target",
+        ),
+        (pd.DataFrame({"x": np.arange(4), "y": ["2020-01-01"] * 4}), {}, "is of dates, .* another data.target"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(frame, kinds, message):
@@ -407,6 +416,43 @@ def test_a_parquet_table_comes_back_as_it_was(tmp_path):
     frame.assign(lists=[[1, 2]] * 12).to_parquet(tmp_path / "my.parquet", index=False)
     with pytest.raises(TableError, match=r"data\.columns\.lists=drop"):
         infer(read_table(tmp_path / "my.parquet", ","))
+
+
+def test_types_of_arrow_come_back(tmp_path):
+    """Of numbers as they were, of dates, moments and long texts as pandas' own."""
+    days = pd.date_range("2020-01-01", periods=12)
+    frame = pd.DataFrame({
+        "number": pd.Series([1, 5, None, *range(100, 109)], dtype="int64[pyarrow]"),
+        "small": pd.Series(range(12), dtype="uint8[pyarrow]"),
+        "day": pd.Series(days.date, dtype=pd.ArrowDtype(pa.date32())),
+        "moment": pd.Series(days, dtype=pd.ArrowDtype(pa.timestamp("us"))),
+        "text": pd.Series(["a", "b"] * 6, dtype=pd.ArrowDtype(pa.large_string())),
+        "y": ["c", "d"] * 6,
+    })  # fmt: skip
+    frame.to_parquet(tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", ",")
+    back = round_trip(found)
+    assert back.dtypes.to_dict() == found.dtypes.to_dict()
+    assert [str(dtype) for dtype in found.dtypes[:2]] == ["int64[pyarrow]", "uint8[pyarrow]"]
+    for name in frame:
+        assert back[name].astype(str).tolist() == frame[name].astype(str).str.replace(" 00:00:00", "").tolist()
+
+
+def test_texts_that_are_nearly_all_different_are_told(caplog):
+    with caplog.at_level("WARNING", "genpred"):
+        infer(with_target([*(f"person {i}" for i in range(40)), *["nobody"] * 20]))
+    assert "column x: 40 of its 41 texts stand in one row only" in caplog.text
+    caplog.clear()
+    infer(with_target([*(f"town {i}" for i in range(20))] * 3))
+    assert not caplog.text
+
+
+def test_rows_are_those_of_the_file_where_some_have_no_target(tmp_path):
+    frame = pd.DataFrame({"d": ["2020-01-01"] * 60, "y": [None] * 10 + [1.5, 2.5] * 25})
+    frame.loc[50, "d"] = "2020-2-3x"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(TableError, match="column d, row 50: '2020-2-3x' is no ISO date"):
+        CSV(str(tmp_path / "t.csv"), "y", columns={"d": "date"}).setup()
 
 
 def test_an_index_of_a_parquet_table_is_a_column_again(tmp_path):
