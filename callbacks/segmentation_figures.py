@@ -62,7 +62,8 @@ def segmentation_figure(
             ax.set_title(title)
         figure.colorbar(heat, ax=axes[:, -1], shrink=0.6)
         occurring = [number for number in range(len(palette)) if number in seen]
-        handles = [mpl.patches.Patch(color=palette[number] / 255, label=class_names[number]) for number in occurring]
+        names = [name.replace("$", r"\$") for name in class_names]  # no formula
+        handles = [mpl.patches.Patch(color=palette[number] / 255, label=names[number]) for number in occurring]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(7, max(len(handles), 1)), frameon=False)
     return figure
 

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         beside = [name for name, value in needed.items() if value is not None]
         if beside or arguments.uncertainty:
             parser.error(f"--check labels nothing: leave out {', '.join(beside) or '--uncertainty'}")
+        if arguments.ignore_label is not None and not 0 <= arguments.ignore_label <= 255:
+            parser.error(f"--ignore-label {arguments.ignore_label}: it must lie between 0 and 255")
         return check(arguments.check, arguments.ignore_label)
     missing = [name for name, value in needed.items() if value is None]
     if missing:

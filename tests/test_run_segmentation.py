@@ -372,6 +372,7 @@ def test_a_folder_is_checked_before_any_run(folder, tmp_path, capsys):
         (["--input", "in"], "required: --checkpoint, --output; or --check FOLDER"),
         (["--check", "in", "--output", "out"], "--check labels nothing: leave out --output"),
         (["--check", "in", "--uncertainty", "png"], "--check labels nothing: leave out --uncertainty"),
+        (["--check", "in", "--ignore-label", "300"], "--ignore-label 300: it must lie between 0 and 255"),
         (
             ["--checkpoint", "a", "--input", "b", "--output", "c", "--ignore-label", "0"],
             "--ignore-label is for --check",

@@ -151,11 +151,15 @@ class AnnotatedFiles:
 
 
 def check_arguments(image_size: int, num_members: int, pixels_per_batch: int) -> None:
-    """Raise ValueError for a number below 1."""
-    numbers = {"image_size": image_size, "num_members": num_members, "pixels_per_batch": pixels_per_batch}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1.")
+    """Raise ValueError for a number that is too small."""
+    numbers = {
+        "image_size": (image_size, 1),
+        "num_members": (num_members, 1),
+        "pixels_per_batch": (pixels_per_batch, 2),
+    }
+    for name, (value, least) in numbers.items():
+        if value < least:  # the batch's own mean and deviation normalise it
+            raise ValueError(f"{name}={value}: it must be at least {least}.")
 
 
 class Checked(NamedTuple):

@@ -127,7 +127,9 @@ class AnnotatedImages(AnnotatedDataModule):
         with ThreadPoolExecutor(joblib.cpu_count()) as pool:
             sums = pool.map(sources.file_sha256, files)
             lines = [f"{each} {file.relative_to(folder).as_posix()}\n" for file, each in zip(files, sums, strict=True)]
-        return {f"images/{self.hparams.name}": hashlib.sha256("".join(lines).encode()).hexdigest()}
+        return {
+            f"images/{self.hparams.name}": hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+        }
 
     def prepare_data(self) -> None:
         """Find or download the set, and check every file of it.

@@ -24,7 +24,15 @@ from datamodules import sources
 from datamodules.base import BatchIndexSampler, ResumableDataModule, TensorLoader
 from datamodules.segmentation.batch import ImageBatch
 from datamodules.segmentation.facts import UNLABELLED
-from datamodules.segmentation.images import SUFFIXES, ImagesError, centre_square, channels_first, listed, read_rgb
+from datamodules.segmentation.images import (
+    SUFFIXES,
+    ImagesError,
+    centre_square,
+    channels_first,
+    is_hidden,
+    listed,
+    read_rgb,
+)
 
 log = logging.getLogger("genpred")
 
@@ -330,8 +338,7 @@ def _sums(path: Path) -> dict[str, str]:
 
 
 def _is_image(name: str) -> bool:
-    parts = name.split("/")
-    return parts[-1].lower().endswith(SUFFIXES) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
 
 
 def _decoded(

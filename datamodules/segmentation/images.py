@@ -173,7 +173,15 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 def _read_array(path: Path) -> NDArray:
     content = io.BytesIO(path.read_bytes())  # several files at a time
     with _PARSER:
-        return np.load(content, allow_pickle=False)
+        array = np.load(content, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ImagesError("it is an archive of arrays; save the mask alone with numpy.save")
+    return array
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative path is of a hidden file or folder, or one of those that archives of macOS bring along."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def _read_indices(path: Path) -> NDArray:
@@ -183,7 +191,7 @@ def _read_indices(path: Path) -> NDArray:
                 f"it is a picture in colours (mode {image.mode}), from which no numbers of classes can be read; save "
                 f"it with a palette, or with the number of the class as grey level"
             )
-        return np.asarray(image)
+        return np.asarray(ImageOps.exif_transpose(image))  # as its picture is
 
 
 def listed(problems: list[str]) -> str:

@@ -23,7 +23,7 @@ from datamodules.segmentation.annotated import (
     some,
 )
 from datamodules.segmentation.facts import UNANNOTATED
-from datamodules.segmentation.images import SUFFIXES, ImagesError, most_frequent, read_rgb
+from datamodules.segmentation.images import SUFFIXES, ImagesError, is_hidden, most_frequent, read_rgb
 
 log = logging.getLogger("genpred")
 
@@ -133,7 +133,7 @@ class OwnImages(AnnotatedDataModule):
         place = Path(self.hparams.path)
         files = sorted(file for pair in [*self.files.annotated, *self.files.test] for file in pair)
         lines = [f"{sources.file_sha256(file)} {file.relative_to(place).as_posix()}\n" for file in files]
-        return {place.resolve().name: hashlib.sha256("".join(lines).encode()).hexdigest()}
+        return {place.resolve().name: hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()}
 
     def prepare_data(self) -> None:
         """Check the folder.
@@ -300,8 +300,9 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], deep: bool) -> dict[str, l
     """The files with one of the suffixes, by their path without it."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith("."):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+        name = path.relative_to(folder)
+        if path.suffix.lower() in suffixes and path.is_file() and not is_hidden(name.as_posix()):
+            found.setdefault(name.with_suffix("").as_posix(), []).append(path)
     return found
 
 
@@ -310,7 +311,7 @@ def _class_names(path: Path) -> tuple[list[str] | None, list[str]]:
     if not path.exists():
         return None, []
     try:
-        names = json.loads(path.read_text())
+        names = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         return None, [f"{path}: it is not JSON: {error}"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -143,7 +143,8 @@ def test_the_figure_shows_each_label_in_its_colour():
     assert picture.tolist() == [[[0, 0, 0], [200, 10, 10], [255, 255, 255]]]
     figure = segmentation_figure(
         np.zeros((2, 3, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8), np.ones((2, 4, 4), np.int64),
-        np.zeros((2, 4, 4), np.float32), palette, ["background", "thing"],
+        np.zeros((2, 4, 4), np.float32), palette, ["background", "a $ \\bad{ $"],
     )  # fmt: skip
     assert len([ax for ax in figure.axes if ax.images]) >= 8
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["background", "thing"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["background", "a \\$ \\bad{ \\$"]
+    figure.canvas.draw()  # no formula is looked for in a name

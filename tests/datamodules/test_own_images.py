@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -237,6 +239,50 @@ def test_a_mask_belongs_to_the_upright_image(tmp_path):
     assert "masks/a.npy: it has 32 x 48 pixels, but a.png has 48 x 32; was it drawn before" in problem
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_mask_is_turned_as_its_image_is(tmp_path, turn):
+    image, mask = painted(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for name, pixels in (("images", image), ("masks", mask)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "a.png", exif=exif.tobytes())
+    module = opened(tmp_path, image_size=32)
+    assert np.array_equal(COLOURS[module.train_masks[0].numpy()], module.train_images[0].permute(1, 2, 0).numpy())
+
+
+def test_hidden_copies_are_no_pictures(tmp_path):
+    folder = make_folder(tmp_path / "own")
+    for part in ("images", "masks"):
+        for hidden in (".ipynb_checkpoints", "__MACOSX", ".thumbs"):
+            shutil.copytree(folder / part, tmp_path / "copy")
+            (tmp_path / "copy").rename(folder / part / hidden)
+    module = opened(folder)
+    assert len(module.train_images) + len(module.test_set) == 4
+    assert len(module.unlabelled) == 1
+
+
+def test_names_that_are_not_utf_8_are_taken(tmp_path):
+    folder = make_folder(tmp_path / "own")
+    for part in ("images", "masks"):
+        os.rename(bytes(folder / part / "a.png"), bytes(folder / part) + b"/\xe9.png")
+    assert list(opened(folder).data_sha256) == ["own"]
+
+
+def test_an_archive_is_no_mask(tmp_path):
+    folder = make_folder(tmp_path / "own")
+    with (folder / "masks" / "b.npy").open("wb") as file:
+        np.savez(file, mask=painted()[1])
+    [problem] = check_folder(folder)
+    assert "masks/b.npy: it is an archive of arrays; save the mask alone with numpy.save" in problem
+
+
+def test_a_list_of_classes_of_windows_is_read(tmp_path):
+    folder = make_folder(tmp_path / "own")
+    (folder / "classes.json").write_text('["sky", "sea", "sand"]', encoding="utf-8-sig")
+    assert opened(folder).class_names == ["sky", "sea", "sand"]
+
+
 def test_masks_with_a_palette_are_numbers(tmp_path):
     image, mask = painted()
     save(tmp_path / "images" / "a.jpg", image)
@@ -376,6 +422,7 @@ def test_the_sum_is_of_annotated_files(tmp_path):
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
         ({"split_seed": -1}, "split_seed=-1"),
         ({"image_size": 0}, "image_size=0"),
+        ({"pixels_per_batch": 1}, "pixels_per_batch=1: it must be at least 2"),
     ],
 )
 def test_impossible_arguments_are_refused_in_words(options, message):
