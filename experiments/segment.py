@@ -29,7 +29,6 @@ Files in the output's folder are replaced only if this command wrote them.
 With --check nothing is labelled: what hinders `experiments.run <method>_folder data.path=FOLDER`, and pictures that do
 not decode, are named, one problem a line, and the exit status is 2 if there are any."""
 
-_MARK = ("Software", "genpred")  # text in the PNG files that this command writes, by which it knows them again
 _TABLE, _COLUMNS = "uncertainty.csv", ("picture", "uncertainty")
 
 
@@ -139,7 +138,7 @@ def segment(
     from PIL.PngImagePlugin import PngInfo
 
     from callbacks.files import whole_file
-    from datamodules.segmentation.images import ImagesError, at_own_size, fitted, read_rgb, whole_image
+    from datamodules.segmentation.images import MARK, ImagesError, at_own_size, fitted, read_rgb, whole_image
     from datamodules.segmentation.own_images import pictures
     from datamodules.segmentation.palette import palette
     from lightning_modules.segmentation.pixel_ensemble import image_uncertainty
@@ -150,12 +149,9 @@ def segment(
             "picture"
         )
     try:
-        # Where masks go into the folder of the pictures, this command's own files are none of them.
-        found = [source] if source.is_file() else [each for each in pictures(source) if not _is_own(each)]
+        found = [source] if source.is_file() else pictures(source)
     except ImagesError as error:
         raise ConfigError(f"--input {' '.join(str(error).split())}") from error
-    if not found:
-        raise ConfigError(f"--input {source}: this command wrote all that is there; name a folder of pictures")
     top = source.parent if source.is_file() else source
     names = [Path(os.path.relpath(picture, top)) for picture in found]
     _check_targets(names, output, uncertainty)
@@ -164,7 +160,7 @@ def segment(
     size, most = module.hparams.image_size, math.log(module.hparams.num_members)  # nats of total disagreement
     colours = palette(module.hparams.num_classes).tobytes()
     marked = PngInfo()
-    marked.add_text(*_MARK)
+    marked.add_text(*MARK)
     scores = {}
     for picture, name in zip(found, names, strict=True):
         try:
@@ -243,7 +239,8 @@ def _check_targets(names: Sequence[Path], output: Path, uncertainty: str | None)
 def _is_own(path: Path) -> bool:
     """Whether this command wrote a file, as far as it can be told from what is in it."""
     import numpy as np
-    from PIL import Image
+
+    from datamodules.segmentation.images import is_predicted
 
     try:
         if path.suffix == ".csv":
@@ -252,10 +249,9 @@ def _is_own(path: Path) -> bool:
         if path.suffix == ".npy":  # it has no room for a mark; masks hold integers
             uncertainty = np.lib.format.open_memmap(path, mode="r")
             return uncertainty.ndim == 2 and uncertainty.dtype == np.float32
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get(_MARK[0]) == _MARK[1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of another kind, or damaged
+    except (OSError, ValueError):  # of another kind, or damaged
         return False
+    return is_predicted(path)
 
 
 def load(run: Path) -> "PixelEnsemble":

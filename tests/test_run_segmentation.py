@@ -294,7 +294,22 @@ def test_what_the_command_has_written_is_no_picture(tmp_path, monkeypatch, capsy
         assert len((tmp_path / "uncertainty.csv").read_text().splitlines()) == 2
     (tmp_path / "x.jpg").unlink()
     assert labelled(monkeypatch, tmp_path, tmp_path) == 2
-    assert "this command wrote all that is there; name a folder of pictures" in capsys.readouterr().err
+    assert "and what an ensemble has drawn is none." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["flat", "images"])
+def test_masks_among_the_pictures_are_no_annotations(layout, tmp_path, monkeypatch):
+    """Labelled twice into their own folder, pictures stay what they were: two with a mask by hand, one without."""
+    home, masks = (tmp_path, tmp_path) if layout == "flat" else (tmp_path / "images", tmp_path / "masks")
+    masks.mkdir(exist_ok=True)
+    for number, name in enumerate("abc"):
+        picture(home / f"{name}.jpg")
+        if number < 2:
+            np.save(masks / f"{name}.npy", np.arange(64).reshape(8, 8) // 32)
+    for _ in range(2):
+        assert labelled(monkeypatch, tmp_path, tmp_path, "--uncertainty", "npy") == 0
+        assert segment.main(["--check", str(tmp_path)]) == 0
+    assert len((tmp_path / "uncertainty.csv").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("left", [b"", b"no image", b"\x89PNG\r\n\x1a\n", None])

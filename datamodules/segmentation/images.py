@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from datamodules.sources import SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MARK = ("Software", "genpred")  # text in the PNG files of predicted masks, by which they are known again
 LISTED = 20  # faulty files that an error names
 # NumPy parses a file's header as Python, and CPython before 3.11.8 and 3.12.2 may fail to do so in two threads at once
 # (its issue 106905: "AST constructor recursion depth mismatch").
@@ -177,6 +178,15 @@ def _read_array(path: Path) -> NDArray:
     if not isinstance(array, np.ndarray):
         raise ImagesError("it is an archive of arrays; save the mask alone with numpy.save")
     return array
+
+
+def is_predicted(path: Path) -> bool:
+    """Whether a PNG file bears the mark of a mask, or a map of uncertainty, that an ensemble has drawn."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(MARK[0]) == MARK[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of another kind, or damaged
+        return False
 
 
 def is_hidden(name: str) -> bool:

@@ -23,7 +23,7 @@ from datamodules.segmentation.annotated import (
     some,
 )
 from datamodules.segmentation.facts import UNANNOTATED
-from datamodules.segmentation.images import SUFFIXES, ImagesError, is_hidden, most_frequent, read_rgb
+from datamodules.segmentation.images import SUFFIXES, ImagesError, is_hidden, is_predicted, most_frequent, read_rgb
 
 log = logging.getLogger("genpred")
 
@@ -163,6 +163,12 @@ class OwnImages(AnnotatedDataModule):
         for number in sorted(self.labels):
             drawn = [i for i, pair in enumerate(train) if number in self.files.labels[pair.mask]]
             lost = [train[i].mask for i in drawn if number not in left[i]]
+            if not drawn and train is not test:
+                log.warning(
+                    "%s: '%s' is in masks of test pictures alone, so that it cannot be learnt: set another "
+                    "data.split_seed, or name the test pictures by laying them into %s",
+                    self.hparams.path, self.class_names[number], Path(self.hparams.path) / "test",
+                )  # fmt: skip
             if lost:
                 log.warning(
                     "%s: no pixel of '%s' is left in %d of the %d training masks that have it, such as %s, at "
@@ -225,7 +231,10 @@ def pictures(folder: Path) -> list[Path]:
     pairs, unlabelled, problems = _listing(folder)
     raise_problems(problems, folder)
     if not pairs and not unlabelled:
-        raise ImagesError(f"{folder}: there is no image; their names must end in one of {', '.join(SUFFIXES)}.")
+        raise ImagesError(
+            f"{folder}: there is no image; their names must end in one of {', '.join(SUFFIXES)}, and what an ensemble "
+            "has drawn is none."
+        )
     return sorted([*(pair.image for pair in pairs), *unlabelled])
 
 
@@ -248,7 +257,8 @@ def _problems(files: Files, checked: list[Checked], ignore_label: int) -> list[s
     problems = [*files.problems, *(line for each in checked for line in each.problems)]
     if not files.annotated and not problems:
         problems.append(
-            "there is no image with a mask to learn from; see the layouts in the documentation of OwnImages"
+            "there is no image with a mask to learn from: give images in images/ masks of the same names in masks/, or "
+            "lay .jpg and masks beside each other; masks that an ensemble has drawn do not count"
         )
     for pair, each in zip([*files.annotated, *files.test], checked, strict=True):
         if each.labels == {ignore_label}:
@@ -291,18 +301,29 @@ def _listing(folder: Path) -> tuple[list[Pair], list[Path], list[str]]:
             pairs.append(Pair(first, found[0]))
         else:
             unlabelled.append(first)
+    if apart and masks_folder.is_dir():
+        others = [each for each in sorted(masks_folder.rglob("*")) if each.suffix.lower() in (*SUFFIXES, ".jfif")]
+        problems += [
+            f"{each}: masks are .png or .npy; save it as one of them"
+            for each in others
+            if each.suffix.lower() not in MASK_SUFFIXES and not is_hidden(each.relative_to(masks_folder).as_posix())
+        ]
     orphans = [path for stem, paths in masks.items() if stem not in images for path in paths]
     problems += [f"{mask}: there is no image of the same name in {images_folder}" for mask in orphans]
     return pairs, unlabelled, problems
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], deep: bool) -> dict[str, list[Path]]:
-    """The files with one of the suffixes, by their path without it."""
+    """The files with one of the suffixes, by their path without it; what an ensemble has drawn is none of them."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         name = path.relative_to(folder)
-        if path.suffix.lower() in suffixes and path.is_file() and not is_hidden(name.as_posix()):
-            found.setdefault(name.with_suffix("").as_posix(), []).append(path)
+        suffix = path.suffix.lower()
+        if suffix not in suffixes or not path.is_file() or is_hidden(name.as_posix()):
+            continue
+        if name.name.endswith(".uncertainty.npy") or (suffix == ".png" and is_predicted(path)):
+            continue
+        found.setdefault(name.with_suffix("").as_posix(), []).append(path)
     return found
 
 

@@ -269,6 +269,25 @@ def test_names_that_are_not_utf_8_are_taken(tmp_path):
     assert list(opened(folder).data_sha256) == ["own"]
 
 
+def test_masks_of_another_format_are_told(tmp_path):
+    folder = make_folder(tmp_path / "own")
+    save(folder / "masks" / "e.jpg", painted()[1])
+    [problem] = check_folder(folder)
+    assert "masks/e.jpg: masks are .png or .npy; save it as one of them" in problem
+
+
+def test_a_class_of_test_pictures_alone_is_told(tmp_path, caplog):
+    folder = make_folder(tmp_path / "own", "abcdef")
+    _, mask = painted()
+    mask[:4, :4] = 3
+    tested = names(opened(folder, test_fraction=0.4).test_set.pairs)[0]
+    next((folder / "masks").glob(f"{tested}.*")).unlink()
+    save(folder / "masks" / f"{tested}.npy", mask)
+    caplog.clear()
+    opened(folder, test_fraction=0.4)
+    assert "'class 3' is in masks of test pictures alone, so that it cannot be learnt: set another" in caplog.text
+
+
 def test_an_archive_is_no_mask(tmp_path):
     folder = make_folder(tmp_path / "own")
     with (folder / "masks" / "b.npy").open("wb") as file:
