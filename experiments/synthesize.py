@@ -92,6 +92,9 @@ def synthesize(
     from callbacks.files import whole_file
     from callbacks.synthetic_table import write_table
 
+    learnt = StoredRun.of_task(run, "synthesis").config["data"].get("path")
+    if learnt and output.resolve() == Path(learnt).resolve():
+        raise ConfigError(f"--output {output} is the table that the run has learnt from: give another name")
     module = load(run)
     generator = torch.Generator(move(module, device)).manual_seed(seed)
     try:

@@ -101,6 +101,14 @@ def test_what_cannot_be_drawn_is_one_line(trained, arguments, message, capsys, t
     assert not list(tmp_path.iterdir())
 
 
+def test_the_training_table_is_not_replaced(trained, capsys):
+    table = trained.parents[3] / "people.csv"
+    before = table.read_bytes()
+    assert synthesize(["--checkpoint", str(trained), "--rows", "5", "--output", str(table)]) == 2
+    assert "is the table that the run has learnt from: give another name" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [

@@ -201,7 +201,9 @@ def _read_indices(path: Path) -> NDArray:
                 f"it is a picture in colours (mode {image.mode}), from which no numbers of classes can be read; save "
                 f"it with a palette, or with the number of the class as grey level"
             )
-        return np.asarray(ImageOps.exif_transpose(image))  # as its picture is
+        # Grey levels of two and four bits are spread over eight when they are decoded.
+        spread = {"L;2": 85, "L;4": 17}.get(image.tile[0][3] if image.tile else None, 1)
+        return np.asarray(ImageOps.exif_transpose(image)) // spread  # turned as its picture is
 
 
 def listed(problems: list[str]) -> str:

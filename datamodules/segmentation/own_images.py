@@ -243,6 +243,15 @@ def _checked(path: Path, ignore_label: int) -> tuple[Files, list[Checked]]:
     if not path.is_dir():
         raise ImagesError(f"data.path: {path} is not a folder (looked for at {path.absolute()}).")
     annotated, unlabelled, problems = _listing(path)
+    apart = (path / "images").is_dir()
+    beside = {each: (path / "masks" / each.relative_to(path / "images") if apart else each) for each in unlabelled}
+    drawn = [mask for image, each in beside.items() if (mask := each.with_suffix(".png")) != image and mask.is_file()]
+    if drawn:
+        log.warning(
+            "%s: %d masks that an ensemble has drawn, such as %s, are not learnt from: save those that you accept "
+            "anew, with an editor or as .npy",
+            path, len(drawn), drawn[0],
+        )  # fmt: skip
     test, left, more = _listing(path / "test") if (path / "test").is_dir() else ([], [], [])
     problems += more + [f"{image}: it lies in test/ without a mask; annotate it, or move it out" for image in left]
     names, wrong = _class_names(path / "classes.json")

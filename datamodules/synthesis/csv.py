@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
@@ -26,6 +27,11 @@ log = logging.getLogger("genpred")
 # What pandas takes for a gap in a CSV file; it does not hand the list out.
 GAP_TEXTS = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
              "NA", "NULL", "NaN", "None", "n/a", "nan", "null")  # fmt: skip
+NULLABLE = {
+    pa.from_numpy_dtype(dtype.numpy_dtype): dtype
+    for dtype in (pd.Int8Dtype(), pd.Int16Dtype(), pd.Int32Dtype(), pd.Int64Dtype(),
+                  pd.UInt8Dtype(), pd.UInt16Dtype(), pd.UInt32Dtype(), pd.UInt64Dtype())
+}  # fmt: skip
 BLOCK = 2**24  # bytes of a file that are looked through at a time
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 LARGER = {  # how each part gets more rows
@@ -250,6 +256,15 @@ def read_table(path: Path, separator: str, kinds: Mapping[str, Kind] | None = No
 def _read_parquet(path: Path) -> pd.DataFrame:
     """A Parquet file's rows; a column that pandas has made an index of is a column again."""
     frame = pd.read_parquet(path)
+    # Beside gaps pandas makes floats of integers, unless it has written the file itself.
+    schema = pyarrow.parquet.read_schema(path)
+    whole = [name for name in schema.names if pa.types.is_integer(schema.field(name).type) and name in frame.columns]
+    if whole := [name for name in whole if frame[name].dtype.kind == "f"]:
+        exact = pyarrow.parquet.read_table(path, columns=whole).to_pandas(
+            types_mapper=NULLABLE.get, ignore_metadata=True
+        )
+        for name in whole:
+            frame[name] = exact[name].array
     for name, dtype in frame.dtypes.items():
         if isinstance(dtype, pd.ArrowDtype) and frame.columns.get_loc(name).__class__ is int:
             frame[name] = _own_type(frame[name])

@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -436,6 +437,17 @@ def test_types_of_arrow_come_back(tmp_path):
     assert [str(dtype) for dtype in found.dtypes[:2]] == ["int64[pyarrow]", "uint8[pyarrow]"]
     for name in frame:
         assert back[name].astype(str).tolist() == frame[name].astype(str).str.replace(" 00:00:00", "").tolist()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64"])
+def test_integers_beside_gaps_stay_integers_whoever_wrote_the_file(dtype, tmp_path):
+    number = pa.array([1, None, *range(2, 12)], getattr(pa, dtype)())
+    pa.parquet.write_table(pa.table({"x": number, "y": ["a", "b"] * 6}), tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", ",")
+    assert str(found["x"].dtype).lower() == dtype
+    assert found["x"].dropna().tolist() == [1, *range(2, 12)]
+    assert found["x"].isna().tolist() == [False, True] + [False] * 10
+    assert round_trip(found)["x"].dtype == found["x"].dtype
 
 
 def test_texts_that_are_nearly_all_different_are_told(caplog):

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import shutil
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from datamodules.segmentation.images import ImagesError, at_own_size, fitted, most_frequent, whole_image, whole_mask
+from datamodules.segmentation.images import (
+    MARK,
+    ImagesError,
+    at_own_size,
+    fitted,
+    most_frequent,
+    read_mask,
+    whole_image,
+    whole_mask,
+)
 from datamodules.segmentation.own_images import OwnImages, check_folder
 
 COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 220, 40], [40, 40, 220]], np.uint8)
@@ -286,6 +298,33 @@ def test_a_class_of_test_pictures_alone_is_told(tmp_path, caplog):
     caplog.clear()
     opened(folder, test_fraction=0.4)
     assert "'class 3' is in masks of test pictures alone, so that it cannot be learnt: set another" in caplog.text
+
+
+def test_masks_that_an_ensemble_has_drawn_are_told(tmp_path, caplog):
+    folder = make_folder(tmp_path / "own")
+    text = PngInfo()
+    text.add_text(*MARK)
+    Image.fromarray(painted()[1]).save(folder / "masks" / "e.png", pnginfo=text)
+    assert len(opened(folder).unlabelled) == 1
+    assert "1 masks that an ensemble has drawn, such as" in caplog.text
+    Image.fromarray(painted()[1]).save(folder / "masks" / "e.png")  # accepted
+    assert not opened(folder).unlabelled
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_levels_of_few_bits_are_numbers(bits, tmp_path):
+    """A PNG written out by hand, as Pillow writes none of 2 or 4 bits."""
+    mask = np.resize(np.arange(2 ** min(bits, 3)), (8, 8)).astype(np.uint8)
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = np.unpackbits(mask[..., None], axis=2)[..., -bits:].reshape(8, -1)
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(content)
+    assert np.array_equal(read_mask(tmp_path / "a.png"), mask)
 
 
 def test_an_archive_is_no_mask(tmp_path):
