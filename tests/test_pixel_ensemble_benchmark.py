@@ -15,14 +15,23 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark.RandomMaps, "channels", tuple(channels for channels, _ in maps))
 
 
-def test_both_ways_are_timed(capsys):
+def test_both_ways_are_timed(capsys, monkeypatch):
     benchmark.main(["--parts", "predict", "train", "--repeats", "1", "--threads", "1"])
     out = capsys.readouterr().out
     assert float(re.search(r"([\d.]+)% of the labels equal", out)[1]) > 99.99
     assert float(re.search(r"losses agree to (\S+);", out)[1]) < 1e-5
     assert len(re.findall(r"^  (?:ours|published) +[\d.]+ ms$", out, flags=re.MULTILINE)) == 4
+    asked = []
+
+    class Small(benchmark.RandomMaps):  # in place of the UNet of 550 million weights
+        def forward(self, images):
+            asked.append(len(images))
+            return super().forward(images)
+
+    monkeypatch.setattr(benchmark, "DDPMBackbone", lambda checkpoint: Small())
     benchmark.train_on_many()
     assert "to train on 2 images" in capsys.readouterr().out
+    assert asked == [1]  # the last image
 
 
 def test_ways_that_differ_are_told(monkeypatch):
