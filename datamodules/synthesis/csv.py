@@ -265,9 +265,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         )
         for name in whole:
             frame[name] = exact[name].array
-    for name, dtype in frame.dtypes.items():
-        if isinstance(dtype, pd.ArrowDtype) and frame.columns.get_loc(name).__class__ is int:
-            frame[name] = _own_type(frame[name])
+    for name in frame.select_dtypes(pd.ArrowDtype):
+        frame[name] = _own_type(frame[name])
     if isinstance(frame.index, pd.RangeIndex):  # not in the file
         return frame
     if named := [name for name in frame.index.names if name is not None]:
